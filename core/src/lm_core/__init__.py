@@ -1,0 +1,81 @@
+"""The names that programs import from the toolkit, each loaded when it is first used (PEP 562)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer
+    from lm_core.config.parallel import ParallelConfig
+    from lm_core.generation.generate import GenerationConfig
+    from lm_core.parallel.context import ParallelContext, init_context
+    from lm_core.pipeline import TextGenerationPipeline, pipeline
+    from lm_core.spec import read_run as LmConfig
+    from lm_core.trainer import Trainer
+
+__version__ = "0.1.0"
+
+# MindSpore reads this once, when it is imported; without it every run is full of its warnings.
+os.environ.setdefault("GLOG_v", "3")
+
+_HOMES = {
+    "AutoConfig": "lm_core.auto",
+    "AutoModel": "lm_core.auto",
+    "AutoTokenizer": "lm_core.auto",
+    "GenerationConfig": "lm_core.generation.generate",
+    "LmConfig": "lm_core.spec:read_run",
+    "ParallelConfig": "lm_core.config.parallel",
+    "ParallelContext": "lm_core.parallel.context",
+    "TextGenerationPipeline": "lm_core.pipeline",
+    "Trainer": "lm_core.trainer",
+    "init_context": "lm_core.parallel.context",
+    "pipeline": "lm_core.pipeline",
+}
+
+__all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoTokenizer",
+    "GenerationConfig",
+    "LmConfig",
+    "ParallelConfig",
+    "ParallelContext",
+    "TextGenerationPipeline",
+    "Trainer",
+    "init_context",
+    "pipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lm_core' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `lm_core.pipeline` the function.
+
+    The import system sets a package's attribute to each submodule that it loads, so the module of
+    the same name would hide the function from then on. `from lm_core.pipeline import ...` is not
+    affected.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "pipeline" and isinstance(value, ModuleType):
+            value = value.pipeline
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,241 @@
+"""The command line: `lm VERB MODEL ...`, which is `python -m lm_MODEL.VERB ...`; `lm models`.
+
+Starts fast: a verb's module is imported when its help is asked for, MindSpore when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from inspect import signature
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from lm_core import __version__
+from lm_core.config.flags import add_run_arguments, resolve_run, split_overrides, str2bool
+from lm_core.errors import ConfigError, LmError
+from lm_core.log import get_logger
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+
+__all__ = ["add_run_arguments", "entry", "main", "resolve_run", "run_verb", "str2bool"]
+
+VERBS = {
+    "preprocess": "turn raw data into records",
+    "pretrain": "train a model from scratch",
+    "finetune": "train a model further",
+    "evaluate": "score a model on records",
+    "predict": "continue prompts",
+    "chat": "talk to a model",
+    "convert": "change the layout of a checkpoint",
+    "export": "write a graph for deployment",
+    "transform": "split, merge or recut a checkpoint in parts",
+    "merge": "fold an adapter into its base model",
+    "plan": "show sizes, memory and ranks of a run",
+}
+WITH_RUN = ("pretrain", "finetune", "evaluate", "predict", "chat", "export", "plan")
+
+
+def entry() -> None:
+    """The `lm` program."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line. The exit status: 0, 2 for the user's error, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _dispatch(words))
+
+
+def run_verb(verb: str, spec: ModelSpec, argv: Sequence[str] | None = None) -> int:
+    """`python -m lm_MODEL.VERB`: like `lm VERB MODEL`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(verb, spec, words, f"python -m lm_{spec.name}.{verb}"))
+
+
+def guarded(call: Callable[[], int]) -> int:
+    """Turns errors that a user can mend into lines on stderr; others keep their traceback."""
+    try:
+        return call()
+    except LmError as error:
+        lines = [" ".join(problem.split("\n")) for problem in error.problems]
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; the interpreter would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        lines = [
+            f"{error.filename}: {error.strerror}; "
+            f"check the path, its permissions and the space left"
+        ]
+    get_logger(__name__).debug("where it happened", exc_info=True)
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    verb = words[0] if words else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if verb in ("--version", "version"):
+        print(f"lm {__version__}")
+        return 0
+    if verb == "models":
+        return _models()
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, [*VERBS, "models"], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`lm --help` lists them"
+        raise ConfigError(f"lm: {verb!r} is not a verb; {hint}")
+    model = words[1] if len(words) > 1 else "--help"
+    if model.startswith("-"):
+        return _verb_without_model(verb, model)
+    from lm_core import spec as registry
+
+    found = registry.find(model)
+    run_name = model if model in found.presets or model in found.run_names() else ""
+    return _run(
+        verb, found, words[2:], f"lm {verb} {model}", "" if model == found.name else run_name
+    )
+
+
+def _verb_without_model(verb: str, word: str) -> int:
+    from lm_core.spec import names
+
+    known = ", ".join(names()) or "none; pip install lm-gpt2"
+    if word in ("-h", "--help"):
+        print(
+            f"usage: lm {verb} MODEL [...]\n\n{VERBS[verb]}\n\nmodels: {known}\n"
+            f"`lm {verb} MODEL --help` lists the flags."
+        )
+        return 0
+    raise ConfigError(f"lm {verb}: the model is missing before {word}; name one first: {known}")
+
+
+def _run(verb: str, spec: ModelSpec, words: list[str], program: str, run_name: str = "") -> int:
+    task = _task(verb)
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=f"{spec.name}: {VERBS[verb]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        conflict_handler="resolve",  # a verb may say more about a common flag
+    )
+    if verb in WITH_RUN:
+        add_run_arguments(parser)
+    # A verb whose flags depend on the model takes the package as a second argument.
+    task.add_arguments(*(parser, spec)[: len(signature(task.add_arguments).parameters)])
+    args, overrides = _parse(parser, words)
+    if run_name and not getattr(args, "config", "given"):
+        args.config = run_name
+    check_numpy()
+    return int(task.run(spec, args, overrides) or 0)
+
+
+def _task(verb: str) -> ModuleType:
+    name = f"lm_core.tasks.{verb}"
+    if find_spec("lm_core.tasks") is None or find_spec(name) is None:
+        raise ConfigError(
+            f"lm {verb}: is not part of lm {__version__}; `lm models` lists the verbs that are"
+        )
+    return import_module(name)
+
+
+def _parse(
+    parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    overrides: list[str] = []
+    if parser.get_default("takes_run"):
+        words, overrides = split_overrides(words, flags)
+    args, rest = parser.parse_known_args(words)
+    wrong = []
+    for word in rest:
+        if parser.get_default("takes_run") and "=" in word and not word.startswith("-"):
+            overrides.append(word)
+        else:
+            near = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists the flags"
+            wrong.append(f"command line: {word}: unknown argument; {hint}")
+    if wrong:
+        raise ConfigError(*wrong)
+    return args, overrides
+
+
+def check_numpy() -> None:
+    """MindSpore 2.10 is built against NumPy 1; under NumPy 2 it fails late and obscurely.
+
+    Raises:
+        ConfigError: NumPy 2 or later is installed.
+    """
+    version = metadata.version("numpy")
+    if int(version.partition(".")[0]) >= 2:
+        raise ConfigError(
+            f"numpy: {version} is installed; MindSpore needs 1.26; run pip install 'numpy>=1.26,<2'"
+        )
+
+
+def _verbs() -> list[str]:
+    return [
+        verb for verb in VERBS if find_spec("lm_core.tasks") and find_spec(f"lm_core.tasks.{verb}")
+    ]
+
+
+def _usage() -> str:
+    from lm_core.spec import names
+
+    verbs = "\n".join(f"  {verb:<12}{VERBS[verb]}" for verb in _verbs())
+    return (
+        f"usage: lm VERB MODEL [--config NAME_OR_FILE] [...]\n\nverbs:\n{verbs}\n"
+        f"  {'models':<12}list installed models and their sizes\n\n"
+        f"models: {', '.join(names()) or 'none; pip install lm-gpt2'}\n\n"
+        f"`lm VERB MODEL --help` lists the flags; `python -m lm_MODEL.VERB` is the same command."
+    )
+
+
+def _models() -> int:
+    from lm_core.spec import installed
+
+    for name, spec in installed().items():
+        print(f"{name}  (lm-{name} {_version(f'lm-{name}')})")
+        for preset, config in spec.presets.items():
+            count = _count(config.parameter_count())
+            print(
+                f"  {preset:<16}{count:>7} parameters  "
+                f"{config.num_layers} layers x {config.hidden_size}, "
+                f"{config.num_heads} heads, {config.seq_length} tokens"
+            )
+        print(f"  runs: {', '.join(spec.run_names())}")
+    print(f"verbs: {', '.join(_verbs())}")
+    return 0
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed as a distribution"
+
+
+def _count(number: int) -> str:
+    """124439808 -> "124M"."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)
+
+
+if __name__ == "__main__":
+    entry()

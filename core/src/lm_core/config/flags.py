@@ -1,0 +1,299 @@
+"""Flags of a run, and how flags, `key.sub=value` and `--key.sub value` become one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lm_core.config.layers import Layers, Override
+    from lm_core.config.load import ModelFamily
+    from lm_core.config.schema import RunConfig
+
+FLAGS = (
+    ("load_checkpoint", "load_checkpoint", "X", "weights: a directory, a file, or a preset name"),
+    (
+        "train_dataset_dir",
+        "train_dataset.data_loader.dataset_dir",
+        "D",
+        "training records: a file or a directory",
+    ),
+    (
+        "eval_dataset_dir",
+        "eval_dataset.data_loader.dataset_dir",
+        "D",
+        "evaluation records: a file or a directory",
+    ),
+    ("epochs", "runner_config.epochs", "N", "passes over the training records"),
+    ("batch_size", "runner_config.batch_size", "N", "samples per step and process"),
+    ("output_dir", "output_dir", "D", "where checkpoints, logs and metrics go"),
+    (
+        "resume_training",
+        "resume_training",
+        "BOOL_OR_DIR",
+        "go on from the newest, or this, checkpoint",
+    ),
+    (
+        "auto_trans_ckpt",
+        "auto_trans_ckpt",
+        "BOOL",
+        "convert a checkpoint of another parallel layout",
+    ),
+    ("use_parallel", "use_parallel", "BOOL", "this process is one of several"),
+    ("device_id", "context.device_id", "N", "which device"),
+    ("seed", "seed", "N", "same seed, same result"),
+)
+MORE_FLAGS = (
+    ("max_steps", "runner_config.max_steps", "N", "stop after so many updates"),
+    (
+        "gradient_accumulation_steps",
+        "runner_config.gradient_accumulation_steps",
+        "N",
+        "batches per update",
+    ),
+    ("learning_rate", "lr_schedule.learning_rate", "LR", "highest learning rate"),
+    ("do_eval", "do_eval", "BOOL", "evaluate while training"),
+    (
+        "num_samples",
+        "train_dataset.data_loader.num_samples",
+        "N",
+        "use only the first training samples",
+    ),
+    ("device_target", "context.device_target", "NAME", "CPU or Ascend; default: what there is"),
+    ("mode", "context.mode", "N", "0: graphs, 1: operation by operation"),
+    ("run_mode", "run_mode", "NAME", "accepted; the verb decides"),
+    (
+        "src_strategy_path_or_dir",
+        "src_strategy_path_or_dir",
+        "D",
+        "layout of a checkpoint in parts",
+    ),
+    ("only_save_strategy", "only_save_strategy", "BOOL", "write the layout and stop"),
+    ("sink_mode", "runner_config.sink_mode", "BOOL", "accepted, without effect"),
+    ("profile", "profile", "BOOL", "accepted, without effect"),
+    ("remote_save_url", "remote_save_url", "URL", "accepted, without effect"),
+)
+"""(flag, key, what it takes, help)."""
+
+EPILOG = """\
+Any key of the run file can be set at the end of the line, as key.sub=value or --key.sub value:
+  lr_schedule.learning_rate=1e-4 model.model_config.seq_length=512
+  callbacks.CheckpointMonitor.keep_checkpoint_max=3
+Order of precedence: defaults < base file < run file < flags < key=value."""
+
+
+def str2bool(text: str) -> bool:
+    """A truth value: true, 1, yes, on or their opposites, in any case."""
+    lowered = text.lower()
+    if lowered in ("true", "1", "yes", "y", "on"):
+        return True
+    if lowered in ("false", "0", "no", "n", "off"):
+        return False
+    raise ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Adds the flags that every verb with a run has; a second call does nothing."""
+    if parser.get_default("takes_run"):
+        return
+    parser.set_defaults(takes_run=True)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--config",
+        metavar="NAME_OR_FILE",
+        help="a packaged run or a YAML file; not needed where --load_checkpoint says it",
+    )
+    run.add_argument(
+        "--predict_data", metavar="TEXT", nargs="+", help="prompts, or a file with one a line"
+    )
+    for flag, _, metavar, text in FLAGS:
+        run.add_argument(f"--{flag}", metavar=metavar, help=text)
+    more = parser.add_argument_group("more flags of run files")
+    for flag, key, metavar, text in MORE_FLAGS:
+        more.add_argument(f"--{flag}", metavar=metavar, help=f"{text} ({key})")
+    more.add_argument(
+        "--options", metavar="KEY=VALUE", nargs="+", help="the same as KEY=VALUE at the end"
+    )
+    parser.epilog = EPILOG
+
+
+def split_overrides(argv: Sequence[str], flags: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Takes `--key.sub value`, `--key.sub=value` and `--toplevelkey value` out of a command line.
+
+    Args:
+        argv: the words after the verb.
+        flags: what the parser knows ("--epochs").
+
+    Returns:
+        The other words, and "key.sub=value" texts.
+
+    Raises:
+        ConfigError: a key has no value.
+    """
+    known = set(flags)
+    words, found = list(argv), []
+    rest: list[str] = []
+    while words:
+        word = words.pop(0)
+        name, separator, _ = word.partition("=")
+        if not re.match(r"--[A-Za-z_]", name) or name in known or not _is_key(name[2:]):
+            rest.append(word)
+        elif separator:
+            found.append(word[2:])
+        elif words and not words[0].startswith("--"):
+            found.append(f"{name[2:]}={words.pop(0)}")
+        else:
+            raise ConfigError(
+                f"command line: {name}: has no value; write {name} VALUE or {name[2:]}=VALUE"
+            )
+    return rest, found
+
+
+def _is_key(name: str) -> bool:
+    if "." in name:
+        return True
+    from lm_core.config.schema import RunConfig
+
+    return name in RunConfig.model_fields
+
+
+def resolve_run(spec: ModelFamily, args: Namespace, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a command line asks for.
+
+    Args:
+        spec: the model package.
+        args: parsed flags of `add_run_arguments`.
+        overrides: "key.sub=value" texts.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    from lm_core.config import checks
+    from lm_core.config.load import resolve
+
+    run = resolve(_layers(spec, args, overrides), spec)
+    checks.check_world(run, world_size())
+    return run
+
+
+def _layers(spec: ModelFamily, args: Namespace, overrides: Sequence[str]) -> Layers:
+    from lm_core.config.layers import Layers, read_layers
+
+    prompts, texts = _prompts(getattr(args, "predict_data", None))
+    changes = _changes(args, prompts, [*texts, *overrides])
+    if args.config:
+        return read_layers(_source(spec, args.config), changes, [spec.configs])
+    layers = _from_checkpoint(spec, args.load_checkpoint) if args.load_checkpoint else None
+    if layers is None:
+        given = f"; {args.load_checkpoint} holds no config.json" if args.load_checkpoint else ""
+        names = ", ".join(sorted(path.stem for path in spec.configs.glob("*.yaml")))
+        raise ConfigError(
+            f"config: is missing{given}; add --config with one of {names}, or with a YAML file"
+        )
+    assert isinstance(layers, Layers)
+    for change in changes:
+        layers.override(change)
+    return layers
+
+
+def _source(spec: ModelFamily, config: str) -> str | dict[str, Any]:
+    """A run by name or file; a preset that has no run of its own is a run of defaults."""
+    if config in spec.presets and not (spec.configs / f"{config}.yaml").exists():
+        return {"model": {"model_config": {"preset": config}}}
+    return config
+
+
+def _changes(args: Namespace, prompts: list[str] | None, texts: Iterable[str]) -> list[Override]:
+    from lm_core.config.layers import Override
+
+    found = []
+    for flag, key, _, _ in (*FLAGS, *MORE_FLAGS):
+        value = getattr(args, flag, None)
+        if value is not None:
+            found.append(Override.parse(f"{key}={value}", f"--{flag}"))
+    if prompts:
+        found.append(Override(("input_data",), prompts, "--predict_data"))
+    return found + [
+        Override.parse(text) for text in [*(getattr(args, "options", None) or ()), *texts]
+    ]
+
+
+def _prompts(data: list[str] | None) -> tuple[list[str] | None, list[str]]:
+    """Prompts, and key.sub=value words behind them that argparse took for prompts."""
+    from lm_core.config.schema import RunConfig
+
+    if not data:
+        return data, []
+    changes = []
+    for text in data:
+        match = re.match(r"([a-z_]+)(?:\[\d+\])?\.[\w.\[\]]+=", text)
+        if match and match[1] in RunConfig.model_fields:
+            changes.append(text)
+    return [text for text in data if text not in changes], changes
+
+
+def _from_checkpoint(spec: ModelFamily, checkpoint: str) -> Layers | None:
+    """The run of a directory that says what model it holds; None where it does not."""
+    from lm_core.config.layers import read_layers
+
+    found = peek(checkpoint)
+    if found is None:
+        from_name = checkpoint if checkpoint in spec.presets else None
+        return (
+            read_layers({"model": {"model_config": {"preset": from_name}}}) if from_name else None
+        )
+    label = str(Path(checkpoint) / "config.json")
+    owner = found.pop("lm_model", None)
+    found.pop("lm_layout", None)
+    if owner not in (None, spec.name):
+        raise ConfigError(
+            f"{label}: lm_model: holds a model of lm-{owner}, not lm-{spec.name}; "
+            f"use `lm VERB {owner}`"
+        )
+    if owner is None:
+        types = getattr(spec, "hf_types", ())
+        if found.get("model_type") not in types:
+            raise ConfigError(
+                f"{label}: model_type: is {found.get('model_type')!r}; "
+                f"lm-{spec.name} loads {', '.join(types)}; use the package of that model"
+            )
+        found = spec.config_class.from_hf(found).explicit()  # type: ignore[attr-defined]
+        found.pop("parallel_config", None)
+    layers = read_layers({"model": {"model_config": found}})
+    layers.label = label
+    layers.origins = dict.fromkeys(layers.origins, label)
+    return layers
+
+
+def peek(directory: str | Path) -> dict[str, Any] | None:
+    """What `config.json` of a checkpoint directory says; None where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON ({error}); copy the file again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: is not a JSON object; copy the file again")
+    return found
+
+
+def world_size() -> int:
+    """How many processes the launcher started."""
+    for name in ("MS_WORKER_NUM", "RANK_SIZE"):
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 1

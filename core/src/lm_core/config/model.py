@@ -1,0 +1,187 @@
+"""What every language model has: sizes, precision, token ids, generation defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from lm_core.config.parallel import ParallelConfig
+from lm_core.config.section import (
+    NO_EFFECT,
+    Factor,
+    NonNegative,
+    OneOf,
+    Positive,
+    Probability,
+    Section,
+)
+from lm_core.errors import ConfigError
+
+FloatType = Literal["float32", "float16", "bfloat16"]
+
+
+class PetConfig(Section):
+    """Parameter-efficient tuning: `lora`, or `ptuning2` with its own keys."""
+
+    pet_type: Annotated[str, OneOf({"lora": (), "ptuning2": ()})] = "lora"
+    lora_rank: Positive = 8
+    lora_alpha: Factor = 16.0
+    lora_dropout: Probability = 0.01
+    lora_a_init: str = "normal"
+    lora_b_init: str = "zero"
+    target_modules: str | list[str] | None = None
+    """A regular expression over full layer names, or a list of layer names."""
+    exclude_layers: str | list[str] | None = None
+    freeze_include: list[str] | None = None
+    freeze_exclude: list[str] | None = None
+    param_init_type: FloatType = "float32"
+    compute_dtype: FloatType = "float32"
+    pre_seq_len: Positive = 128
+    prefix_projection: bool = False
+    projection_dim: Positive = 128
+    dropout_prob: Probability = 0.0
+
+
+class ModelConfig(Section):
+    """A network's architecture and how it generates by default. Packages add their own fields."""
+
+    architectures: ClassVar[Mapping[str, str]] = {}
+    """Names that `model.arch.type` may have -> the task they are for."""
+
+    type: str = ""
+    vocab_size: Positive
+    hidden_size: Positive
+    num_layers: Positive
+    num_heads: Positive
+    seq_length: Positive
+    """Tokens of the longest sequence, and the capacity of the key-value cache."""
+    initializer_range: Factor = 0.02
+
+    param_init_type: FloatType = "float32"
+    compute_dtype: FloatType = "float32"
+    softmax_compute_type: FloatType = "float32"
+    layernorm_compute_type: FloatType = "float32"
+    use_flash_attention: bool = False
+    use_past: bool = True
+    """Keep keys and values of earlier tokens while generating."""
+
+    bos_token_id: NonNegative | None = None
+    eos_token_id: NonNegative | list[NonNegative] | None = None
+    pad_token_id: NonNegative | None = None
+    unk_token_id: NonNegative | None = None
+    ignore_token_id: int = -100
+
+    do_sample: bool = False
+    top_k: NonNegative = 50
+    """0 keeps all tokens."""
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    temperature: Factor = 1.0
+    repetition_penalty: Factor = 1.0
+    num_beams: Positive = 1
+    max_decode_length: Positive | None = None
+    max_length: Positive | None = None
+    max_new_tokens: Positive | None = None
+
+    checkpoint_name_or_path: str = ""
+    pet_config: PetConfig | None = None
+    parallel_config: ParallelConfig = ParallelConfig()
+
+    batch_size: Annotated[Positive, NO_EFFECT] = 1
+    offset: Annotated[int | list[int], NO_EFFECT] = 0
+    use_moe: Annotated[bool, NO_EFFECT] = False
+    expert_num: Annotated[Positive, NO_EFFECT] = 1
+    per_token_num_experts_chosen: Annotated[Positive, NO_EFFECT] = 1
+    is_dynamic: Annotated[bool, NO_EFFECT] = False
+    is_flexible_shape: Annotated[bool, NO_EFFECT] = False
+    is_sample_acceleration: Annotated[bool, NO_EFFECT] = False
+    use_kvcache_op: Annotated[bool, NO_EFFECT] = False
+    use_paged_attention: Annotated[bool, NO_EFFECT] = False
+    use_prompt_flash_attention: Annotated[bool, NO_EFFECT] = False
+    block_size: Annotated[Positive, NO_EFFECT] = 16
+    num_blocks: Annotated[Positive, NO_EFFECT] = 512
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Checks at construction what no single field shows."""
+        found = self.problems()
+        if found:
+            raise ConfigError(*found)
+
+    def problems(self) -> list[str]:
+        """What is wrong between the fields, as `key: what; what to change` lines."""
+        found = []
+        if self.hidden_size % self.num_heads and not self.has_own_head_dim:
+            divisors = [
+                n for n in range(1, min(self.hidden_size, 1024) + 1) if self.hidden_size % n == 0
+            ]
+            found.append(
+                f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}; "
+                f"use one of {', '.join(map(str, divisors))}"
+            )
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+            value = getattr(self, key)
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and token >= self.vocab_size:
+                    found.append(
+                        f"{key}: {token} is outside the vocabulary of {self.vocab_size}; "
+                        f"use a token id from 0 to {self.vocab_size - 1}"
+                    )
+        if self.use_moe or self.expert_num > 1:
+            found.append(
+                "use_moe: mixtures of experts are not built; set use_moe: False and expert_num: 1"
+            )
+        return found
+
+    @property
+    def has_own_head_dim(self) -> bool:
+        """Whether the size of a head is a field of its own, free of hidden_size / num_heads."""
+        return False
+
+    @property
+    def head_dim(self) -> int:
+        """D, the size of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def positions(self) -> int:
+        """How many positions the network can tell apart."""
+        return self.seq_length
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """All ids that end a text; empty when there is none."""
+        value = self.eos_token_id
+        if value is None:
+            return []
+        return value if isinstance(value, list) else [value]
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that a Hugging Face config.json describes.
+
+        Raises:
+            ConfigError: options that this network is not built for, by name.
+        """
+        raise NotImplementedError
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a Hugging Face config.json."""
+        raise NotImplementedError
+
+    def parameter_count(self) -> int:
+        """The number of trained numbers, without building the network."""
+        raise NotImplementedError
+
+    def copy(self, update: Mapping[str, Any] | None = None, **changes: Any) -> Self:
+        """A checked copy with some fields changed.
+
+        Raises:
+            ConfigError: an unknown field, a wrong type, or fields that do not fit together.
+        """
+        return self.parse({**self.explicit(), **(update or {}), **changes})
+
+    def explicit(self) -> dict[str, Any]:
+        """What was given, without defaults: some follow other fields, and will do so again."""
+        given = self.model_fields_set | {key for key, value in self if isinstance(value, Section)}
+        return self.model_dump(include=given)

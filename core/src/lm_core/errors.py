@@ -1,0 +1,33 @@
+"""Errors that a user can mend. The command line prints each problem on a line of its own and exits with 2."""
+
+
+class LmError(ValueError):
+    """One or more problems, each one line: *where: what is; what must be; what to change*.
+
+    Attributes:
+        problems: the lines, in the order in which they were found.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(LmError):
+    """A run file, a flag or a model configuration is wrong."""
+
+
+class CheckpointError(LmError):
+    """Weights are missing, unexpected, wrongly shaped, corrupt or of another model."""
+
+
+class DataError(LmError):
+    """A data set cannot be read or does not fit the model."""
+
+
+class TokenizerError(LmError):
+    """A vocabulary cannot be read or a text cannot be encoded as asked."""
+
+
+class GenerationError(LmError):
+    """A prompt or a generation setting is impossible."""
