@@ -1,0 +1,255 @@
+"""What every decoder-only language model has: blocks, the whole-sequence pass, prefill, one cached step, loss, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from lm_core.nn import init
+from lm_core.nn.attention import MASKED
+from lm_core.nn.dropout import Dropout
+from lm_core.nn.embedding import Embedding
+from lm_core.nn.linear import Linear
+from lm_core.nn.loss import CrossEntropy
+from lm_core.parallel import backend
+from lm_core.parallel.context import ParallelContext
+
+if TYPE_CHECKING:
+    from lm_core.config.model import ModelConfig
+
+
+class Block(nn.Cell):
+    """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        attention: has `construct`, `prefill` and `step` as CausalSelfAttention.
+        mlp: [T, H] -> [T, H].
+        attention_norm: normalises before attention.
+        mlp_norm: normalises before mlp.
+        dropout: rate on both branches.
+        site: number of the first of two Dropouts.
+        residual_from_norm: take the residual from the norm's output ("post_layernorm_residual").
+    """
+
+    def __init__(
+        self,
+        attention: nn.Cell,
+        mlp: nn.Cell,
+        attention_norm: nn.Cell,
+        mlp_norm: nn.Cell,
+        *,
+        dropout: float,
+        site: int,
+        residual_from_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+        self.attention_dropout = Dropout(dropout, site)
+        self.mlp_dropout = Dropout(dropout, site + 1)
+        self.residual_from_norm = residual_from_norm
+
+    def construct(self, x: Tensor, batch: int, key: Tensor) -> Tensor:
+        """x: [B * S, H]; key: int32 scalar for dropout. Returns [B * S, H]."""
+        normed = self.attention_norm(x)
+        x = (normed if self.residual_from_norm else x) + self.attention_dropout(
+            self.attention(normed, batch, key), key
+        )
+        normed = self.mlp_norm(x)
+        return (normed if self.residual_from_norm else x) + self.mlp_dropout(self.mlp(normed), key)
+
+    def prefill(self, x: Tensor, batch: int, k_cache: Parameter, v_cache: Parameter) -> Tensor:
+        """As `construct` without dropout, filling the caches."""
+        normed = self.attention_norm(x)
+        x = (normed if self.residual_from_norm else x) + self.attention.prefill(
+            normed, batch, k_cache, v_cache
+        )
+        normed = self.mlp_norm(x)
+        return (normed if self.residual_from_norm else x) + self.mlp(normed)
+
+    def step(
+        self, x: Tensor, k_cache: Parameter, v_cache: Parameter, index: Tensor, mask: Tensor
+    ) -> Tensor:
+        """One token per row, x: [B, H]; see CausalSelfAttention.step."""
+        normed = self.attention_norm(x)
+        x = (normed if self.residual_from_norm else x) + self.attention.step(
+            normed, k_cache, v_cache, index, mask
+        )
+        normed = self.mlp_norm(x)
+        return (normed if self.residual_from_norm else x) + self.mlp(normed)
+
+
+class CausalLM(nn.Cell):
+    """Base of all models. A subclass builds its layers and gives `embed` and `logits`.
+
+    Attributes:
+        config: the architecture, with the generation defaults.
+        context: the place of this process.
+        layers: CellList of blocks.
+        norm: the last normalisation.
+    """
+
+    spec_name: str
+    layers: nn.CellList
+    norm: nn.Cell
+
+    def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
+        backend.setup()
+        super().__init__()
+        self.config = config
+        self.context = context
+        self.cross_entropy = CrossEntropy()
+        self.dropout_state = Parameter(
+            Tensor(np.zeros(2, np.int32)), name="dropout_state", requires_grad=False
+        )
+        self._graphs: dict[str, nn.Cell] = {}
+
+    def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
+        """ids, positions: int32 [T]. Returns the input of the first block, [T, H]."""
+        raise NotImplementedError
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x: [T, H], normalised. Returns [T, V]."""
+        raise NotImplementedError
+
+    def dropout_key(self) -> Tensor:
+        """int32 scalar from the seed and step given to `set_dropout`."""
+        seed, step = self.dropout_state[0], self.dropout_state[1]
+        return seed * 668265263 + step * 374761393
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """input_ids: int32 [B, S]. Returns the normalised output of the last block, [B * S, H]."""
+        batch, length = input_ids.shape
+        key = self.dropout_key()
+        positions = ops.tile(Tensor(np.arange(length, dtype=np.int32)), (batch,))
+        x = self.embed(input_ids.reshape((-1,)), positions, key)
+        for layer in self.layers:
+            x = layer(x, batch, key)
+        return self.norm(x)
+
+    def construct(self, input_ids: Tensor) -> Tensor:
+        """input_ids: int32 [B, S]. Returns float32 logits [B, S, V]."""
+        batch, length = input_ids.shape
+        return self.logits(self.hidden(input_ids)).astype(ms.float32).reshape((batch, length, -1))
+
+    def loss_terms(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the cross entropy and number of trained tokens, float32 scalars, for use inside a compiled graph.
+
+        Args:
+            input_ids: int32 [B, S].
+            labels: int32 [B, S], already aligned: labels[b, t] is the token after input_ids[b, t]; -100 is ignored.
+        """
+        return self.cross_entropy(self.logits(self.hidden(input_ids)), labels.reshape((-1,)))
+
+    def prefill(
+        self, input_ids: Tensor, lengths: Tensor, k_caches: ParameterTuple, v_caches: ParameterTuple
+    ) -> Tensor:
+        """Runs whole prompts and fills the caches.
+
+        Args:
+            input_ids: int32 [B, S], padded on the right.
+            lengths: int32 [B], real tokens per row, at least 1.
+            k_caches: one Parameter [B * N, C, D] per layer, C >= S.
+            v_caches: the same.
+
+        Returns:
+            logits of each row's last real token, [B, V].
+        """
+        batch, length = input_ids.shape
+        positions = ops.tile(Tensor(np.arange(length, dtype=np.int32)), (batch,))
+        x = self.embed(input_ids.reshape((-1,)), positions, Tensor(0, ms.int32))
+        for i, layer in enumerate(self.layers):
+            x = layer.prefill(x, batch, k_caches[i], v_caches[i])
+        last = Tensor(np.arange(batch, dtype=np.int32) * length) + lengths - 1
+        return self.logits(self.norm(ops.gather(x, last, 0))).astype(ms.float32)
+
+    def step(
+        self, tokens: Tensor, positions: Tensor, k_caches: ParameterTuple, v_caches: ParameterTuple
+    ) -> Tensor:
+        """One cached token per row.
+
+        Args:
+            tokens: int32 [B].
+            positions: int32 [B], where each token stands in its row, counted from 0.
+            k_caches: one Parameter [B * N, C, D] per layer.
+            v_caches: the same.
+
+        Returns:
+            logits, [B, V].
+        """
+        batch = tokens.shape[0]
+        rows, capacity, _ = k_caches[0].shape
+        heads = rows // batch
+        at = ops.tile(positions.reshape((batch, 1)), (1, heads)).reshape((rows, 1))
+        index = ops.concat((Tensor(np.arange(rows, dtype=np.int32).reshape(-1, 1)), at), 1)
+        seen = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, -1)) <= at
+        mask = ((1.0 - seen.astype(ms.float32)) * MASKED).reshape((rows, 1, capacity))
+        x = self.embed(tokens, positions, Tensor(0, ms.int32))
+        for i, layer in enumerate(self.layers):
+            x = layer.step(x, k_caches[i], v_caches[i], index, mask)
+        return self.logits(self.norm(x)).astype(ms.float32)
+
+    def named_parameters(self) -> dict[str, Parameter]:
+        """The weights by name, without the dropout state."""
+        return {p.name: p for p in self.get_parameters() if p is not self.dropout_state}
+
+    def initialize(self, seed: int) -> None:
+        """Random initial values from (seed, name, shape); norms and biases keep ones and zeros."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, Linear | Embedding):
+                weight = cell.weight
+                weight.set_data(
+                    Tensor(init.normal(seed, weight.name, weight.shape, cell.std), weight.dtype)
+                )
+
+    def set_dropout(self, seed: int, step: int) -> None:
+        """Chooses the dropout masks of the next training step."""
+        self.dropout_state.set_data(
+            Tensor(np.array([seed & 0x7FFFFFFF, step & 0x7FFFFFFF], np.int32))
+        )
+
+    def loss(self, input_ids: Any, labels: Any) -> Tensor:
+        """Mean cross entropy, a float32 scalar.
+
+        Args:
+            input_ids: int32 [B, S].
+            labels: int32 [B, S], like input_ids (shifted inside); -100 is ignored.
+        """
+        graph = self._graphs.setdefault("loss", _MeanLoss(self))
+        ids, targets = (
+            np.asarray(a.asnumpy() if isinstance(a, Tensor) else a, np.int32)
+            for a in (input_ids, labels)
+        )
+        return graph(Tensor(ids[:, :-1]), Tensor(targets[:, 1:]))
+
+    def generate(
+        self, input_ids: Any, generation_config: Any = None, streamer: Any = None, **options: Any
+    ) -> list[np.ndarray]:
+        """Continues prompts; see `lm_core.generation.generate.generate`."""
+        from lm_core.generation.generate import generate
+
+        return generate(self, input_ids, generation_config, streamer, **options)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Writes config.json and model.safetensors; see `lm_core.auto.save_pretrained`."""
+        from lm_core.auto import save_pretrained
+
+        save_pretrained(self, directory, **options)
+
+
+class _MeanLoss(nn.Cell):
+    """Mean of `loss_terms`, as one graph."""
+
+    def __init__(self, model: CausalLM) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        total, count = self.model.loss_terms(input_ids, labels)
+        return total / ops.maximum(count, Tensor(1.0, ms.float32))

@@ -1,0 +1,26 @@
+"""Normalisation layers with the parameter names `weight` and `bias`."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+
+class LayerNorm(nn.Cell):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016), in float32.
+
+    Args:
+        size: length of the last axis.
+        eps: added to the variance.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(size, np.float32)), name="weight")
+        self.bias = Parameter(Tensor(np.zeros(size, np.float32)), name="bias")
+        self.norm = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x: [T, size]. Returns the same shape."""
+        y, _, _ = self.norm(x, self.weight, self.bias)
+        return y

@@ -1,0 +1,1 @@
+"""Degrees, ranks and back ends of one run."""
