@@ -1,0 +1,223 @@
+"""Configurations, models, tokenizers by name or directory; random weights never unasked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_core import spec as registry
+from lm_core.checkpoint import hub, io
+from lm_core.config.model import ModelConfig
+from lm_core.errors import TokenizerError
+from lm_core.log import notice_once
+
+if TYPE_CHECKING:
+    from lm_core.nn.decoder import CausalLM
+    from lm_core.parallel.context import ParallelContext
+    from lm_core.spec import ModelSpec
+    from lm_core.tokenizer.base import Tokenizer
+
+
+class AutoConfig:
+    """Model configurations."""
+
+    @staticmethod
+    def from_pretrained(name_or_path: str | Path, **changes: Any) -> ModelConfig:
+        """The configuration of a preset, a model directory, a run file (YAML) or a hub id.
+
+        Args:
+            name_or_path: which one.
+            **changes: fields to change.
+
+        Raises:
+            CheckpointError: nothing has that name.
+            ConfigError: it or a change is wrong.
+        """
+        if Path(name_or_path).suffix in (".yaml", ".yml"):
+            config = registry.read_run(name_or_path).model.config
+        else:
+            config = hub.resolve(name_or_path).config
+        return config.copy(changes)
+
+    @staticmethod
+    def show_support_list() -> list[str]:
+        """The names of all presets."""
+        return [name for spec in registry.installed().values() for name in spec.presets]
+
+
+class AutoModel:
+    """Models with their weights."""
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str | Path, *, context: ParallelContext | None = None, **changes: Any
+    ) -> CausalLM:
+        """The model with the weights of a directory, a weights file, a run's output or a hub id.
+
+        A preset name is a size without weights: they are downloaded if huggingface_hub is
+            installed.
+
+        Args:
+            name_or_path: where the weights are.
+            context: the place of this process; a single one if None.
+            **changes: fields of the configuration to change (`seq_length=512`, `config=` replaces
+                all).
+
+        Raises:
+            CheckpointError: no weights, damaged ones, or ones that do not fit: all names in one
+                report.
+            ConfigError: a wrong change.
+        """
+        given = changes.pop("config", None)
+        source = hub.resolve(name_or_path, config=given)
+        source = hub.weights(name_or_path, source)
+        config = source.config.copy(changes)
+        config.checkpoint_name_or_path = str(source.path)
+        tensors = source.tensors(config)
+        model = _build(source.spec, config, context)
+        io.assign(model.named_parameters(), tensors)
+        return model
+
+    @staticmethod
+    def from_config(
+        config: ModelConfig | str | Path,
+        *,
+        context: ParallelContext | None = None,
+        seed: int = 0,
+        **changes: Any,
+    ) -> CausalLM:
+        """The model that a configuration describes.
+
+        It has the weights that `checkpoint_name_or_path` names; where that is empty they are
+        random, which is said once.
+
+        Args:
+            config: a configuration, or what `AutoConfig.from_pretrained` takes.
+            context: the place of this process; a single one if None.
+            seed: of random weights.
+            **changes: fields of the configuration to change.
+
+        Raises:
+            CheckpointError: `checkpoint_name_or_path` names no weights, or ones that do not fit.
+        """
+        if not isinstance(config, ModelConfig):
+            config = AutoConfig.from_pretrained(config)
+        # A copy: what a caller does to the configuration later is no business of this model.
+        config = config.copy(changes)
+        spec = hub.family_of(config)
+        if config.checkpoint_name_or_path:
+            model = _build(spec, config, context)
+            load_weights(model, config.checkpoint_name_or_path)
+            return model
+        notice_once(
+            "random weights",
+            f"{spec.name}: new model with random weights (seed {seed}); "
+            f"AutoModel.from_pretrained(DIR) loads trained ones",
+        )
+        model = _build(spec, config, context)
+        model.initialize(seed)
+        return model
+
+
+class AutoTokenizer:
+    """Tokenizers."""
+
+    @staticmethod
+    def from_pretrained(name_or_path: str | Path) -> Tokenizer:
+        """The tokenizer of a model directory, of a folder with its files alone, or of a hub id.
+
+        Raises:
+            CheckpointError: nothing has that name, or it has no tokenizer files.
+            TokenizerError: the files are damaged or of an unknown kind.
+        """
+        spec, directory = hub.tokenizer_directory(name_or_path)
+        if spec is not None:
+            return spec.tokenizer(directory)
+        problems = []
+        for candidate in registry.installed().values():
+            try:
+                return candidate.tokenizer(directory)
+            except TokenizerError as error:
+                problems += error.problems
+        raise TokenizerError(*problems or [f"{directory}: no installed package reads it"])
+
+
+def load_weights(
+    model: CausalLM, name_or_path: str | Path, absent: Collection[str] = ()
+) -> hub.Source:
+    """Puts the weights that `name_or_path` names into a model.
+
+    Args:
+        model: built for the configuration that the weights must fit.
+        name_or_path: as for `AutoModel.from_pretrained`.
+        absent: parameters that may be missing there and keep their values (a new head).
+
+    Returns:
+        where they came from.
+
+    Raises:
+        CheckpointError: no weights, damaged ones, or ones that do not fit: all names in one report.
+    """
+    spec = hub.family_of(model.config)
+    source = hub.resolve(name_or_path, spec=spec, config=model.config)
+    source = hub.weights(name_or_path, source)
+    io.assign(model.named_parameters(), source.tensors(model.config, absent))
+    return source
+
+
+def save_pretrained(
+    model: CausalLM,
+    directory: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    generation_config: Any = None,
+    max_shard_size: str | int | None = None,
+) -> None:
+    """Writes a directory that `from_pretrained` reads: complete, or as it was before.
+
+    Args:
+        model: what to save.
+        directory: an older checkpoint in it is replaced; files of others stay.
+        tokenizer: to be saved with it.
+        generation_config: a mapping or a `GenerationConfig`.
+        max_shard_size: bytes or "5GB" of a weights file; one file if None.
+
+    Raises:
+        CheckpointError: the directory cannot be written or must not be replaced.
+    """
+    from lm_core.checkpoint.tensorfile import parse_size
+
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    files: dict[str, str | Path] = {}
+    if generation_config is not None:
+        files["generation_config.json"] = _generation_json(generation_config)
+    with tempfile.TemporaryDirectory() as scratch:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+            files |= {path.name: path for path in Path(scratch).iterdir()}
+        io.save_native(
+            directory,
+            model.spec_name,
+            model.config,
+            io.Parameters(model.named_parameters()),
+            max_shard_size=limit,
+            files=files,
+        )
+
+
+def _build(spec: ModelSpec, config: ModelConfig, context: ParallelContext | None) -> CausalLM:
+    """The network with zeros for weights."""
+    from lm_core.nn.init import no_initial_values
+    from lm_core.parallel.context import ParallelContext
+
+    with no_initial_values():
+        return spec.build(config, context or ParallelContext.local())
+
+
+def _generation_json(settings: Any) -> str:
+    values = settings if isinstance(settings, Mapping) else dataclasses.asdict(settings)
+    return json.dumps({k: v for k, v in values.items() if v is not None}, indent=2) + "\n"

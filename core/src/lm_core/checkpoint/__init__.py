@@ -1,0 +1,1 @@
+"""Weights on disk: foreign layouts, file formats, atomic directories, what a name means."""

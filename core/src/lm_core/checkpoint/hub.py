@@ -1,0 +1,393 @@
+"""What a name means: a directory, a weights file, a run's output, a preset, or a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lm_core import spec as registry
+from lm_core.checkpoint import atomic, io
+from lm_core.checkpoint.layout.table import Native, Table
+from lm_core.checkpoint.layout.tensors import Tensors
+from lm_core.config.model import ModelConfig
+from lm_core.errors import CheckpointError, ConfigError
+from lm_core.log import get_logger, notice_once
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
+_GENERATION_KEYS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "do_sample",
+    "top_k",
+    "top_p",
+    "temperature",
+    "repetition_penalty",
+    "num_beams",
+    "max_length",
+    "max_new_tokens",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from and what they are.
+
+    Attributes:
+        kind: "directory" or "file" holds weights; "preset" is a name without any.
+        path: the directory or file; None for a preset.
+        spec: the model family.
+        config: the architecture that belongs to the weights.
+        layout: whose names the weights have: "native", "hf", "mindformers" ...
+        notes: what an earlier conversion left to remember, for the metadata of the tensors.
+    """
+
+    kind: Literal["directory", "file", "preset"]
+    path: Path | None
+    spec: ModelSpec
+    config: ModelConfig
+    layout: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Table:
+        """The layout of the weights."""
+        return table_of(self.spec, self.layout)
+
+    def tensors(self, config: ModelConfig | None = None, absent: Collection[str] = ()) -> Tensors:
+        """The weights under our own names, checked by their manifest if they have one.
+
+        Args:
+            config: the architecture to fit them to, if it is not `self.config`.
+            absent: names that may be missing.
+
+        Raises:
+            CheckpointError: there are none, they are damaged, or they do not fit.
+        """
+        tensors = self.table.load(self.raw(), config or self.config, absent)
+        tensors.metadata = {**tensors.metadata, **self.notes}
+        return tensors
+
+    def raw(self) -> Tensors:
+        """The weights under the names that the files have."""
+        if self.path is None:
+            raise CheckpointError(f"{self.spec.name}: a preset has no weights; give a directory")
+        if self.kind == "file":
+            return io.open_file(self.path)
+        if (self.path / atomic.MANIFEST).exists():
+            atomic.check(self.path)
+        elif self.layout == "native":
+            notice_once(
+                f"unverified {self.path}",
+                f"{self.path}: has no {atomic.MANIFEST}; the files are not verified",
+            )
+        return io.open_directory(self.path)
+
+
+def resolve(
+    name: str | Path, *, spec: ModelSpec | None = None, config: ModelConfig | None = None
+) -> Source:
+    """What `name` means. Nothing but configuration files is read; a hub id is downloaded.
+
+    Args:
+        name: a directory (Hugging Face, native, MindFormers, or the output of a run), a weights
+            file, a preset, or a hub id.
+        spec: the family that it must be of.
+        config: the architecture, for weights that do not say it (and instead of what they say).
+
+    Raises:
+        CheckpointError: nothing has that name, or it is of another family.
+    """
+    path = Path(name).expanduser()
+    atomic.recover(path)
+    if path.is_dir():
+        source = _directory(path, spec, config)
+    elif path.is_file():
+        source = _file(path, spec, config)
+    else:
+        source = _name(str(name), spec, config)
+    if spec is not None and source.spec is not spec:
+        raise CheckpointError(
+            f"{name}: is a {source.spec.name} model; a {spec.name} model is needed here; "
+            f"use lm_{source.spec.name} or give other weights"
+        )
+    return source
+
+
+def weights(name: str | Path, source: Source) -> Source:
+    """`source` if it has weights; those published for a preset if they can be downloaded.
+
+    Raises:
+        CheckpointError: a preset, and nothing to download. Random weights are never used unasked.
+    """
+    if source.path is not None:
+        return source
+    published = _published(source.spec, str(name))
+    if published and find_spec("huggingface_hub"):
+        notice_once(
+            f"download {name}", f"{name}: downloading {published} from the Hugging Face hub"
+        )
+        found = _directory(download(published), source.spec, None)
+        return replace(found, config=source.config)
+    online = f"pip install 'lm-core[hub]' to download {published}; " if published else ""
+    raise CheckpointError(
+        f"{name}: is a preset, a size without weights; give a directory or file that has some; "
+        f"{online}AutoModel.from_config(AutoConfig.from_pretrained({str(name)!r})) "
+        f"is a model with random weights"
+    )
+
+
+def table_of(spec: ModelSpec, layout: str) -> Table:
+    """A family's table by name; "native" is our own layout.
+
+    Raises:
+        CheckpointError: the family has no such table.
+    """
+    if layout == "native":
+        return Native(spec.tables["hf"].shapes)
+    if layout not in spec.tables:
+        known = ", ".join(["native", *spec.tables])
+        raise CheckpointError(f"{layout!r}: lm_{spec.name} has no such layout; use one of {known}")
+    return spec.tables[layout]
+
+
+def tokenizer_directory(name: str | Path) -> tuple[ModelSpec | None, Path]:
+    """The folder of a model's tokenizer, and the family if the folder says it.
+
+    Raises:
+        CheckpointError: nothing has that name, or a preset whose files cannot be downloaded.
+    """
+    path = Path(name).expanduser()
+    path = path.parent if path.is_file() else path
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", *io.TOKENIZER_FILES)):
+            path = newest_checkpoint(path) or path
+        return _tokenizer_family(path), path
+    source = _name(str(name), None, None)
+    if source.path is not None:
+        return source.spec, source.path
+    published = _published(source.spec, str(name))
+    if published and find_spec("huggingface_hub"):
+        return source.spec, download(published, [p for p in _WANTED if p != "*.safetensors"])
+    online = f", or pip install 'lm-core[hub]' to download that of {published}" if published else ""
+    raise CheckpointError(
+        f"{name}: is a preset and has no tokenizer files; give a directory that has them{online}"
+    )
+
+
+def download(repository: str, patterns: list[str] | None = None) -> Path:
+    """The local copy of a hub repository: weights, configuration and tokenizer, no other files.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed, or the download failed.
+    """
+    try:
+        from huggingface_hub import snapshot_download  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repository}: a hub id needs huggingface_hub; "
+            f"pip install 'lm-core[hub]', or give a directory"
+        ) from error
+    options: dict[str, Any] = {"repo_id": repository, "ignore_patterns": ["*/*"]}
+    try:
+        path = Path(snapshot_download(**options, allow_patterns=patterns or _WANTED))
+        if patterns is None and not any(path.glob("*.safetensors")) and find_spec("torch"):
+            # Old repositories have PyTorch files only.
+            path = Path(snapshot_download(**options, allow_patterns=[*_WANTED, "pytorch_model*"]))
+    except Exception as error:  # The client raises errors of its own and of its network library.
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{repository}: cannot be downloaded ({first}); "
+            f"check the name and the network, or give a directory"
+        ) from error
+    return path
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint of a run's output; damaged ones are named and passed over."""
+    manifests = [p for depth in range(1, 5) for p in directory.glob("*/" * depth + atomic.MANIFEST)]
+    found = [
+        path.parent
+        for path in manifests
+        if (path.parent / "config.json").is_file()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    ]
+    for path in sorted(found, key=_age, reverse=True):
+        problems = atomic.verify(path)
+        if not problems:
+            return path
+        get_logger(__name__).warning("%s; trying the checkpoint before it", "; ".join(problems))
+    return None
+
+
+def generation_defaults(directory: Path) -> dict[str, Any]:
+    """The settings of generation_config.json that a model configuration has too."""
+    path = directory / "generation_config.json"
+    values = read_json(path) if path.is_file() else {}
+    found = {key: values[key] for key in _GENERATION_KEYS if values.get(key) is not None}
+    # Some publish temperature 0 beside do_sample: false; it means that there is none.
+    return {key: value for key, value in found.items() if key != "temperature" or value}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is not readable JSON ({error}); use another copy"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: must be a JSON object; use another copy")
+    return values
+
+
+def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    if (path / "config.json").is_file():
+        return _described(path, spec, config)
+    newest = newest_checkpoint(path)
+    if newest is not None:
+        notice_once(f"newest {newest}", f"{path}: using {newest}")
+        return _directory(newest, spec, config)
+    if not io.has_weights(path):
+        raise CheckpointError(
+            f"{path}: holds no checkpoint; config.json and weights, or the output of a run, "
+            f"must be there; give another directory"
+        )
+    family, own = _given(path, spec, config)
+    return Source("directory", path, family, own, _layout(family, own, io.open_directory(path)))
+
+
+def _described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    """A directory that says what it is, by config.json."""
+    where = path / "config.json"
+    values = read_json(where)
+    ours = values.pop("lm_model", None)
+    notes = values.pop("lm_layout", {"name": "native"}) if ours else {"name": "hf"}
+    try:
+        family = registry.find(str(ours or values.get("model_type") or (spec.name if spec else "")))
+        if config is not None and not isinstance(config, family.config_class):
+            raise ConfigError(
+                f"is a {family.name} model and the configuration given is a "
+                f"{type(config).__name__}; give one of {family.name}, or other weights"
+            )
+        own = family.config_class.parse(values) if ours else family.config_class.from_hf(values)
+    except ConfigError as error:
+        raise CheckpointError(*(f"{where}: {problem}" for problem in error.problems)) from error
+    if config is not None:
+        _tell_differences(config, own, where)
+    elif not ours:
+        own = own.copy(generation_defaults(path))
+    layout = notes.pop("name")
+    return Source("directory", path, family, config or own, layout, notes)
+
+
+def _tell_differences(given: ModelConfig, own: ModelConfig, where: Path) -> None:
+    """Warns of settings that change what the weights compute and that no shape would show."""
+    keys = set(type(own).__annotations__) - set(ModelConfig.model_fields) | {"num_heads"}
+    for key in sorted(key for key in keys if key in type(own).model_fields):
+        ours, theirs = getattr(given, key), getattr(own, key)
+        if ours != theirs and not re.search(r"dropout|positions|position_embeddings|labels", key):
+            get_logger(__name__).warning(
+                "%s: %s is %r, but %r is used, as the configuration given says",
+                where,
+                key,
+                theirs,
+                ours,
+            )
+
+
+def _file(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    tensors = io.open_file(path)
+    if config is None and (path.parent / "config.json").is_file():
+        described = _described(path.parent, spec, config)
+        family, own = described.spec, described.config
+    else:
+        family, own = _given(path, spec, config)
+    return Source("file", path, family, own, _layout(family, own, tensors))
+
+
+def _given(
+    path: Path, spec: ModelSpec | None, config: ModelConfig | None
+) -> tuple[ModelSpec, ModelConfig]:
+    """The family and configuration that the caller names, for weights that do not say theirs."""
+    if config is None:
+        raise CheckpointError(
+            f"{path}: does not say which model it is; a config.json must lie beside the weights; "
+            f"give the model with --config (or as a configuration)"
+        )
+    return spec or family_of(config), config
+
+
+def family_of(config: ModelConfig) -> ModelSpec:
+    """The installed family that a configuration object belongs to."""
+    for spec in registry.installed().values():
+        if isinstance(config, spec.config_class):
+            return spec
+    raise ConfigError(f"model: no installed package has a {type(config).__name__}")
+
+
+def _layout(spec: ModelSpec, config: ModelConfig, tensors: Tensors) -> str:
+    """The layout that knows most of the names."""
+    names = list(tensors.specs)
+    counts = {layout: table.recognised(names) for layout, table in spec.tables.items()}
+    counts["native"] = len(set(names) & set(table_of(spec, "native").shapes(config)))
+    best = max(counts, key=lambda layout: counts[layout])
+    if not counts[best]:
+        raise CheckpointError(
+            f"{tensors.where}: holds no name of a {spec.name} model (it begins with "
+            f"{', '.join(names[:3]) or 'nothing'}); the layouts {', '.join(counts)} are known; "
+            f"give other weights"
+        )
+    return best
+
+
+def _name(name: str, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    for family in registry.installed().values():
+        if name in family.presets:
+            return Source("preset", None, family, config or family.presets[name].copy(), "native")
+    looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in io.SUFFIXES
+    if HUB_ID.fullmatch(name) and not looks_local and not Path(name).parent.exists():
+        return _directory(download(name), spec, config)
+    presets = [preset for family in registry.installed().values() for preset in family.presets]
+    near = difflib.get_close_matches(name, presets, n=1)
+    hint = f"did you mean the preset {near[0]}?" if near else f"presets: {', '.join(presets)}"
+    raise CheckpointError(
+        f"{name}: no such file or directory, and no preset; "
+        f"give a directory, a weights file, or a hub id (owner/name); {hint}"
+    )
+
+
+def _published(spec: ModelSpec, preset: str) -> str:
+    return spec.tables["hf"].published.get(preset, "")
+
+
+def _tokenizer_family(path: Path) -> ModelSpec | None:
+    values: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "config.json"):
+        if (path / name).is_file():
+            values.update(read_json(path / name))
+    word = str(values.get("tokenizer_class", "")).lower()
+    for spec in registry.installed().values():
+        if values.get("lm_model") == spec.name or values.get("model_type") in spec.hf_types:
+            return spec
+    for spec in registry.installed().values():
+        if any(name in word for name in (spec.name, *spec.hf_types)):
+            return spec
+    return None
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Later training steps, then later files, sort last."""
+    numbers = re.findall(r"\d+", path.name)
+    return (int(numbers[-1]) if numbers else -1, (path / atomic.MANIFEST).stat().st_mtime)

@@ -1,0 +1,32 @@
+"""Foreign weight layouts as tables of reversible operations. NumPy only."""
+
+from lm_core.checkpoint.layout.ops import Concat, Each, PermuteRope, Reshape, Split, Tie, Transpose
+from lm_core.checkpoint.layout.table import Native, Table
+from lm_core.checkpoint.layout.tensors import (
+    BFLOAT16,
+    Cast,
+    Memory,
+    Tensors,
+    TensorSpec,
+    cast,
+    stream,
+)
+
+__all__ = [
+    "BFLOAT16",
+    "Cast",
+    "Concat",
+    "Each",
+    "Memory",
+    "Native",
+    "PermuteRope",
+    "Reshape",
+    "Split",
+    "Table",
+    "TensorSpec",
+    "Tensors",
+    "Tie",
+    "Transpose",
+    "cast",
+    "stream",
+]
