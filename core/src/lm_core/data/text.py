@@ -1,0 +1,221 @@
+"""Text to language-modelling records: WikiText files, and plain text files.
+
+A corpus is one row of ids, cut into blocks of `max_length` that do not overlap. The last block is
+filled up and masked (`--remainder pad`), or left out and counted (`--remainder drop`).
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import numpy as np
+
+from lm_core.data.preprocess import Counts, Item, Preprocessor, cut
+from lm_core.data.wikitext import join, passages
+from lm_core.errors import DataError
+
+if TYPE_CHECKING:
+    from lm_core.data.mindrecord import Row
+    from lm_core.tokenizer.base import Tokenizer
+
+_COLUMNS = ("input_ids", "attention_mask", "labels")
+_IGNORED = -100
+# Characters of an item: 0.05 s of work, so that many processes end at about the same time.
+_ITEM = 1 << 17
+_READ = 1 << 16
+_INVALID = "bytes that are not UTF-8, read as U+FFFD"
+
+
+class Encoded(NamedTuple):
+    """Ids [n] int32 of an item, and the characters that they stand for."""
+
+    ids: np.ndarray
+    characters: int
+
+
+def add_block_arguments(parser: ArgumentParser) -> None:
+    """Flags of data sets that are cut into blocks."""
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        default=1025,
+        metavar="N",
+        help="ids of a record: the model's seq_length plus 1 (default: 1025)",
+    )
+    parser.add_argument(
+        "--remainder",
+        choices=("pad", "drop"),
+        default="pad",
+        help="the last block, if short: fill it with attention_mask 0 (default), or leave it out",
+    )
+    parser.add_argument(
+        "--data_columns",
+        nargs="+",
+        choices=_COLUMNS,
+        default=_COLUMNS[:2],
+        metavar="COLUMN",
+        help=f"columns to write, of {', '.join(_COLUMNS)} (default: the first two)",
+    )
+
+
+def block_columns(args: Namespace) -> Sequence[str]:
+    """The columns asked for. Raises DataError if a flag is impossible."""
+    if args.max_length < 2:
+        raise DataError(f"max_length: {args.max_length} leaves no id to predict; use at least 2")
+    if "input_ids" not in args.data_columns:
+        raise DataError("data_columns: must hold input_ids; add it")
+    return tuple(name for name in _COLUMNS if name in args.data_columns)
+
+
+def blocks(
+    pieces: Iterable[Encoded], args: Namespace, tokenizer: Tokenizer, counts: Counts
+) -> Iterator[Row]:
+    """Rows of `max_length` ids from the pieces of a corpus; every token is accounted for."""
+    length = args.max_length
+    rest = np.zeros(0, np.int32)
+    for piece in pieces:
+        counts["characters"] += piece.characters
+        counts["tokens"] += len(piece.ids)
+        rest = np.concatenate([rest, piece.ids])
+        full = len(rest) // length * length
+        for ids in rest[:full].reshape(-1, length):
+            counts["records"] += 1
+            yield _row(ids, length)
+        rest = rest[full:]
+    # One id alone has nothing to predict: a record of it would be all padding to the loss.
+    if len(rest) > 1 and args.remainder == "pad":
+        counts["records"] += 1
+        counts["tokens in the last record, the others are padding"] = len(rest)
+        pad = tokenizer.pad_token_id or 0
+        yield _row(np.concatenate([rest, np.full(length - len(rest), pad, np.int32)]), len(rest))
+    else:
+        counts["tokens left out at the end"] = len(rest)
+
+
+def _row(ids: np.ndarray, real: int) -> Row:
+    """A record of which the first `real` ids are text."""
+    mask = (np.arange(len(ids)) < real).astype(np.int32)
+    labels = np.where(mask, ids, _IGNORED).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def read_wikitext(
+    files: Sequence[Path], args: Namespace, tokenizer: Tokenizer, counts: Counts
+) -> Iterator[Item]:
+    """Items of whole passages, uncleaned, and whether a line break goes before the first."""
+    separable = tokenizer.cuts_at("a", "\n")
+    waiting: list[list[str]] = []
+    characters, first = 0, True
+    for file in files:
+        with _open(file) as lines:
+            for passage in passages(_valid(lines, counts), counts):
+                counts["passages"] += 1
+                waiting.append(passage)
+                characters += sum(map(len, passage))
+                if characters >= _ITEM and separable:
+                    yield _wikitext_item(waiting, first)
+                    waiting, characters, first = [], 0, False
+    if waiting:
+        yield _wikitext_item(waiting, first)
+
+
+def _wikitext_item(waiting: list[list[str]], first: bool) -> Item:
+    return Item((waiting, first), sum(_bytes(line) for passage in waiting for line in passage))
+
+
+def encode_wikitext(
+    tokenizer: Tokenizer, args: Namespace, work: tuple[list[list[str]], bool]
+) -> Encoded:
+    """Cleans and encodes some passages. Passages begin and end with text, so an item may too."""
+    waiting, first = work
+    text = "\n".join(map(join, waiting))
+    text = text if first else f"\n{text}"
+    return Encoded(tokenizer.encode_piece(text), len(text))
+
+
+def read_text(
+    files: Sequence[Path], args: Namespace, tokenizer: Tokenizer, counts: Counts
+) -> Iterator[Item]:
+    """Items of pieces of documents, each with whether its document ends there."""
+    waiting: list[tuple[str, bool]] = []
+    characters = 0
+    for file in files:
+        counts["files"] += 1
+        empty = True
+        for piece in cut(_valid(_parts(file), counts), tokenizer, _ITEM):
+            waiting.append((piece, False))
+            characters += len(piece)
+            empty = False
+            if characters >= _ITEM:
+                yield _text_item(waiting)
+                waiting, characters = [], 0
+        if empty:
+            counts["empty files left out"] += 1
+        else:
+            waiting.append(("", True))
+    if waiting:
+        yield _text_item(waiting)
+
+
+def _text_item(waiting: list[tuple[str, bool]]) -> Item:
+    return Item(waiting, sum(_bytes(text) for text, _ in waiting))
+
+
+def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, bool]]) -> Encoded:
+    """Encodes pieces of documents and puts the end-of-text token after each document."""
+    if tokenizer.eos_token_id is None:
+        raise DataError("tokenizer: has no eos_token to separate documents; name one")
+    end = np.array([tokenizer.eos_token_id], np.int32)
+    ids = [end if ends else tokenizer.encode_piece(text) for text, ends in work]
+    return Encoded(np.concatenate(ids), sum(len(text) for text, _ in work))
+
+
+def _parts(file: Path) -> Iterator[str]:
+    with _open(file) as handle:
+        while part := handle.read(_READ):
+            yield part
+
+
+def _open(file: Path) -> TextIO:
+    """A text file whose invalid bytes come as lone surrogates, which tokenizers replace."""
+    try:
+        return file.open(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"input_file: {file} cannot be read: {error.strerror}") from error
+
+
+def _valid(parts: Iterable[str], counts: Counts) -> Iterator[str]:
+    """Passes text on and counts the bytes in it that are not UTF-8."""
+    for part in parts:
+        if not part.isascii() and (invalid := len(re.findall("[\udc80-\udcff]", part))):
+            counts[_INVALID] += invalid
+        yield part
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
+
+
+WIKITEXT2 = Preprocessor(
+    help="WikiText files (.tokens or .raw): headings left out, spaces restored, cut into blocks",
+    suffixes=(".tokens", ".raw"),
+    add_arguments=add_block_arguments,
+    columns=block_columns,
+    read=read_wikitext,
+    encode=encode_wikitext,
+    records=blocks,
+)
+
+TEXT = Preprocessor(
+    help="plain text: every file is a document, documents end with the end-of-text token",
+    suffixes=(".txt", ".md", ".py", ".rst"),
+    add_arguments=add_block_arguments,
+    columns=block_columns,
+    read=read_text,
+    encode=encode_text,
+    records=blocks,
+)

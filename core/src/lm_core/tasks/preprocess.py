@@ -1,0 +1,177 @@
+"""`preprocess DATASET`: raw data to MindRecord files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_core.data.preprocess import Counts, Preprocessor, encode_all, find_inputs
+from lm_core.errors import ConfigError, LmError, TokenizerError
+from lm_core.log import progress
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+    from lm_core.tokenizer.base import Tokenizer
+
+# Starting a process takes half a second, in which one core encodes about this much.
+_BYTES_PER_PROCESS = 4 << 20
+
+
+def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
+    """A sub-command for each data set of the model."""
+    commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    for name, preprocessor in spec.preprocessors.items():
+        command = commands.add_parser(
+            name, help=preprocessor.help, description=preprocessor.help, allow_abbrev=False
+        )
+        _add_common_arguments(command, spec, preprocessor)
+        preprocessor.add_arguments(command)
+
+
+def _add_common_arguments(command: ArgumentParser, spec: ModelSpec, data: Preprocessor) -> None:
+    endings = ", ".join(data.suffixes)
+    command.add_argument(
+        "--input_file",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help=f"files, or folders (of which files ending in {endings} are read)",
+    )
+    command.add_argument(
+        "--output_file", required=True, metavar="FILE", help="the file to write: NAME.mindrecord"
+    )
+    command.add_argument(
+        "--num_splits",
+        type=int,
+        default=1,
+        metavar="N",
+        help="write N files, NAME.mindrecord0 and so on (default: 1)",
+    )
+    command.add_argument(
+        "--tokenizer", metavar="DIR", help="folder of the vocabulary (vocab.json and merges.txt)"
+    )
+    command.add_argument(
+        "--tokenizer_type",
+        default=spec.name,
+        metavar="NAME_OR_DIR",
+        help=f"where to find it without --tokenizer: a folder or a name (default: {spec.name})",
+    )
+    command.add_argument(
+        "--num_process",
+        type=int,
+        metavar="N",
+        help="processes that encode (default: up to one per core, by the size of the input)",
+    )
+
+
+def run(spec: ModelSpec, args: Namespace, overrides: Sequence[str] = ()) -> int:
+    """Writes the records and prints the counts.
+
+    Raises:
+        LmError: a flag, an input or the vocabulary is wrong; no output was touched.
+    """
+    if overrides:
+        raise ConfigError(f"preprocess: {overrides[0]!r} is not a flag; see preprocess --help")
+    preprocessor: Preprocessor = spec.preprocessors[args.dataset]
+    columns = preprocessor.columns(args)
+    files = find_inputs(args.input_file, preprocessor.suffixes)
+    size = sum(file.stat().st_size for file in files)
+    processes = _processes(args.num_process, size)
+    tokenizer = _tokenizer(spec, args)
+    start = time.perf_counter()
+    with _terminable():
+        counts = _write(preprocessor, args, files, size, tokenizer, columns, processes)
+    seconds = time.perf_counter() - start
+    for line in _summary(args, counts, seconds, processes):
+        print(line)
+    return 0
+
+
+def _write(
+    preprocessor: Preprocessor,
+    args: Namespace,
+    files: Sequence[Path],
+    size: int,
+    tokenizer: Tokenizer,
+    columns: Sequence[str],
+    processes: int,
+) -> Counts:
+    from lm_core.data.mindrecord import RecordWriter
+
+    counts: Counts = Counts()
+    options = _picklable(args)
+    with (
+        RecordWriter(args.output_file, columns, args.num_splits) as writer,
+        progress(total=size / 1e6, desc=f"preprocess {args.dataset}", unit="MB") as bar,
+    ):
+        items = preprocessor.read(files, args, tokenizer, counts)
+        encoded = encode_all(
+            preprocessor, items, tokenizer, options, processes, lambda n: bar.update(n / 1e6)
+        )
+        for row in preprocessor.records(encoded, args, tokenizer, counts):
+            writer.write(row)
+        bar.update(size / 1e6 - bar.n)  # line ends and what was left out
+    return counts
+
+
+def _processes(wanted: int | None, size: int) -> int:
+    if wanted is None:
+        return min(os.cpu_count() or 1, 1 + size // _BYTES_PER_PROCESS)
+    if wanted < 1:
+        raise ConfigError(f"num_process: {wanted} must be at least 1")
+    return wanted
+
+
+def _tokenizer(spec: ModelSpec, args: Namespace) -> Tokenizer:
+    """The vocabulary from a folder, or by name where a name can be resolved."""
+    if args.tokenizer or Path(args.tokenizer_type).is_dir():
+        return spec.tokenizer(Path(args.tokenizer or args.tokenizer_type))
+    from lm_core.auto import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(args.tokenizer_type)
+    except LmError as error:
+        raise TokenizerError(
+            f"tokenizer: {error.problems[0]}; or add --tokenizer FOLDER, a folder that holds "
+            f"vocab.json and merges.txt"
+        ) from error
+
+
+def _picklable(args: Namespace) -> Namespace:
+    """The flags, for other processes, without what a command line keeps for itself."""
+    kinds = (str, int, float, bool, list, tuple, type(None))
+    return Namespace(
+        **{name: value for name, value in vars(args).items() if isinstance(value, kinds)}
+    )
+
+
+def _summary(args: Namespace, counts: Counts, seconds: float, processes: int) -> Iterator[str]:
+    yield f"{args.output_file}: {counts['records']:,} records from {', '.join(args.input_file)}"
+    for name, count in counts.items():
+        yield f"  {name}: {count:,}"
+    rate = counts["tokens"] / max(seconds, 1e-9)
+    yield f"  time: {seconds:.1f} s, {rate:,.0f} tokens/s, processes: {processes}"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block like an exception, so that what is half-written is removed."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
