@@ -1,0 +1,1 @@
+"""Text generation: the key-value cache, sampling, beam search, streaming."""

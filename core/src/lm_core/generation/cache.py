@@ -1,0 +1,146 @@
+"""The key-value cache and the two compiled graphs over it: prefill (whole prompts) and step (one token per row).
+
+Rows are padded on the right and each has its own length, so a row's numbers never depend on its neighbours. Caches are as
+long as one generation needs (rounded up), not as the context: a step reads the whole cache.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from lm_core.nn.decoder import CausalLM
+
+KEPT = 4
+"""Decoders kept per model: each holds its caches and two compiled graphs."""
+
+
+def rounded(length: int, limit: int) -> int:
+    """`length` rounded up so that few shapes are compiled, at most `limit`: multiples of 32, 64 from 128, 128 from 512."""
+    quantum = 32 if length <= 128 else 64 if length <= 512 else 128
+    return max(length, min(limit, -(-length // quantum) * quantum))
+
+
+class _Prefill(nn.Cell):
+    def __init__(self, model: CausalLM, k_caches: ParameterTuple, v_caches: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.k_caches, self.v_caches = k_caches, v_caches
+
+    def construct(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        return self.model.prefill(input_ids, lengths, self.k_caches, self.v_caches)
+
+
+class _Step(nn.Cell):
+    def __init__(self, model: CausalLM, k_caches: ParameterTuple, v_caches: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.k_caches, self.v_caches = k_caches, v_caches
+
+    def construct(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.model.step(tokens, positions, self.k_caches, self.v_caches)
+
+
+class _GreedyStep(_Step):
+    """Returns the most likely token, so that no logits travel to the host."""
+
+    def construct(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return ops.Argmax(-1)(self.model.step(tokens, positions, self.k_caches, self.v_caches))
+
+
+class _Reorder(nn.Cell):
+    def __init__(self, k_caches: ParameterTuple, v_caches: ParameterTuple) -> None:
+        super().__init__(auto_prefix=False)
+        self.k_caches, self.v_caches = k_caches, v_caches
+
+    def construct(self, rows: Tensor) -> Tensor:
+        for cache in self.k_caches:
+            ops.assign(cache, ops.gather(cache, rows, 0))
+        for cache in self.v_caches:
+            ops.assign(cache, ops.gather(cache, rows, 0))
+        return rows
+
+
+class CachedDecoder:
+    """Generates for a fixed number of rows with room for `capacity` tokens each.
+
+    Args:
+        model: its weights are shared, not copied.
+        batch: B, rows.
+        capacity: C, the longest prompt + answer.
+    """
+
+    def __init__(self, model: CausalLM, batch: int, capacity: int) -> None:
+        self.model = model
+        self.batch = batch
+        self.capacity = capacity
+        attention = model.layers[0].attention
+        self.heads = attention.heads
+        shape = (batch * self.heads, capacity, attention.head_dim)
+        names = range(len(model.layers))
+        k_caches = ParameterTuple([_cache(f"k_cache.{i}", shape) for i in names])
+        v_caches = ParameterTuple([_cache(f"v_cache.{i}", shape) for i in names])
+        self._prefill = _Prefill(model, k_caches, v_caches)
+        self._step = _Step(model, k_caches, v_caches)
+        self._greedy = _GreedyStep(model, k_caches, v_caches)
+        self._reorder = _Reorder(k_caches, v_caches)
+
+    @classmethod
+    def for_model(cls, model: CausalLM, batch: int, needed: int) -> CachedDecoder:
+        """A decoder with room for `needed` tokens a row, reused from an earlier call where one fits."""
+        kept: OrderedDict[tuple[int, int], CachedDecoder] = model.__dict__.setdefault(
+            "_decoders", OrderedDict()
+        )
+        key = (batch, rounded(needed, model.config.seq_length))
+        if key not in kept:
+            kept[key] = cls(model, *key)
+            if len(kept) > KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
+
+    def prefill(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Starts a new generation.
+
+        Args:
+            input_ids: int [B, S], S <= capacity, padded on the right with any valid id.
+            lengths: int [B], real tokens per row, at least 1.
+
+        Returns:
+            float32 logits of each row's last real token, [B, V].
+        """
+        self._evaluate()
+        length = input_ids.shape[1]
+        padded = np.zeros((self.batch, rounded(length, self.capacity)), np.int32)
+        padded[:, :length] = input_ids
+        return self._prefill(Tensor(padded), Tensor(lengths.astype(np.int32))).asnumpy()
+
+    def step(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Feeds one token per row, written at `positions` (0-based, below capacity). Returns float32 logits [B, V]."""
+        return self._step(
+            Tensor(tokens.astype(np.int32)), Tensor(positions.astype(np.int32))
+        ).asnumpy()
+
+    def step_greedy(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """As `step`, but returns the most likely next token of each row, int32 [B]."""
+        return self._greedy(
+            Tensor(tokens.astype(np.int32)), Tensor(positions.astype(np.int32))
+        ).asnumpy()
+
+    def reorder(self, index: np.ndarray) -> None:
+        """Row b continues what row index[b] held (beam search)."""
+        rows = index.astype(np.int32)[:, None] * self.heads + np.arange(self.heads, dtype=np.int32)
+        self._reorder(Tensor(rows.reshape(-1)))
+
+    def _evaluate(self) -> None:
+        if self.model.training:
+            self.model.set_train(False)
+
+
+def _cache(name: str, shape: tuple[int, ...]) -> Parameter:
+    return Parameter(
+        Tensor(np.zeros(shape, np.float32), ms.float32), name=name, requires_grad=False
+    )

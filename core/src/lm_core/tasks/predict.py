@@ -1,0 +1,149 @@
+"""`predict`: continues prompts with a trained model and prints what comes out."""
+
+from __future__ import annotations
+
+import os
+import time
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_core.config.flags import add_run_arguments, resolve_run, str2bool
+from lm_core.errors import GenerationError
+from lm_core.log import get_logger
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lm_core.config.schema import RunConfig
+    from lm_core.pipeline import TextGenerationPipeline
+    from lm_core.spec import ModelSpec
+
+SETTINGS = {
+    "max_length": (int, "longest prompt + answer, in tokens"),
+    "max_new_tokens": (int, "longest answer, in tokens"),
+    "do_sample": (str2bool, "draw tokens instead of taking the most likely"),
+    "top_k": (int, "draw among so many most likely tokens (0: all)"),
+    "top_p": (float, "draw among the fewest tokens that have this probability"),
+    "temperature": (float, "above 1: more even odds"),
+    "repetition_penalty": (float, "above 1: less of what was said"),
+    "num_beams": (int, "beam search with so many beams"),
+    "truncation": (str, "left: drop the beginning of a prompt that is too long"),
+}
+"""Flags that go to the generation as they are; without one, `model.model_config` decides."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Flags of this verb, beside those that every run has."""
+    add_run_arguments(parser)
+    group = parser.add_argument_group("generation")
+    for name, (kind, text) in SETTINGS.items():
+        group.add_argument(f"--{name}", type=kind, help=text)
+    group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
+    group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
+    group.add_argument("--stream", action="store_true", help="show each token as it comes")
+
+
+def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
+    """Prints one line per prompt: `[{'text_generation_text': [text]}]`."""
+    settings = resolve_run(spec, args, overrides)
+    data = settings.input_data or []
+    texts = prompts([data] if isinstance(data, str) else data)
+    options = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    if settings.is_set("seed"):
+        options["seed"] = settings.seed
+    generator = _pipeline(settings, args, options)
+    ids = _fitting(generator, texts)
+    start = time.perf_counter()
+    if args.stream:
+        rows = _streamed(generator, ids)
+    else:
+        size = args.predict_batch_size or settings.predict_batch_size
+        rows = generator.continue_ids(ids, batch_size=size)
+    seconds = time.perf_counter() - start
+    lines = [repr([{"text_generation_text": [generator.decode(row)]}]) for row in rows]
+    if not args.stream:
+        print("\n".join(lines))
+    if settings.save_file:
+        Path(settings.save_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    count = sum(len(row) - len(prompt) for row, prompt in zip(rows, ids, strict=True))
+    get_logger(__name__).info(
+        f"{len(texts)} prompt(s), {count} new tokens in {seconds:.1f} s, {count / seconds:.1f} "
+        f"tokens/s, compilation of the graphs included"
+    )
+    return 0
+
+
+def _pipeline(
+    settings: RunConfig, args: Namespace, options: dict[str, Any]
+) -> TextGenerationPipeline:
+    from lm_core.auto import AutoModel, AutoTokenizer
+    from lm_core.generation.config import GenerationConfig
+    from lm_core.pipeline import TextGenerationPipeline
+
+    config = settings.model.config
+    GenerationConfig.from_model(config, **options)  # a wrong flag need not wait for the weights
+    checkpoint = settings.load_checkpoint or config.checkpoint_name_or_path
+    if not checkpoint:
+        raise GenerationError(
+            "load_checkpoint: is missing; must be the weights to use; add --load_checkpoint DIR"
+        )
+    model = AutoModel.from_pretrained(checkpoint, config=config)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or _vocabulary(settings, model))
+    return TextGenerationPipeline(model, tokenizer, **options)
+
+
+def _vocabulary(settings: RunConfig, model: Any) -> Path:
+    """The folder that the run names, or else the one that the weights came from."""
+    named = settings.processor.tokenizer.vocab_file
+    if named:
+        return Path(named).parent
+    weights = Path(model.config.checkpoint_name_or_path)
+    return weights.parent if weights.is_file() else weights
+
+
+def _fitting(generator: TextGenerationPipeline, texts: list[str]) -> list[list[int]]:
+    """The encoded prompts, cut where that was asked for; a text without tokens begins with BOS."""
+    from lm_core.generation.config import GenerationConfig
+    from lm_core.generation.prompts import fit, read_prompts
+
+    config = generator.model.config
+    rows = generator.tokenizer(texts)["input_ids"]
+    settings = GenerationConfig.from_model(config, **generator.defaults).completed(config)
+    bos = config.bos_token_id
+    read = read_prompts(rows, None, vocab_size=config.vocab_size, bos=bos, pad=None)
+    return [row.tolist() for row in fit(read, settings, config.seq_length)[0]]
+
+
+def _streamed(generator: TextGenerationPipeline, ids: list[list[int]]) -> list[np.ndarray]:
+    from lm_core.generation.streamer import TextStreamer
+
+    streamer = TextStreamer(generator.tokenizer)
+    return [generator.continue_ids([row], streamer=streamer)[0] for row in ids]
+
+
+def prompts(data: list[str]) -> list[str]:
+    r"""The prompts that `--predict_data` means.
+
+    A single value that names a file gives a prompt per line that is not empty. The two characters
+    `\n` in a prompt are a line break.
+
+    Raises:
+        GenerationError: nothing to continue.
+    """
+    if len(data) == 1 and os.path.isfile(data[0]):
+        data = [line for line in _read(data[0]).splitlines() if line.strip()]
+    if not data:
+        raise GenerationError(
+            "predict_data: holds no prompt; must be texts or a file with a prompt per line; add one"
+        )
+    return [text.replace("\\n", "\n") for text in data]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GenerationError(
+            f"predict_data: {path} is not UTF-8 at byte {error.start}; must be text; convert it"
+        ) from None
