@@ -1,0 +1,1 @@
+"""How evaluation is scored."""

@@ -1,0 +1,77 @@
+"""Records to what the network is fed: inputs, and for each the token that follows.
+
+A record of L ids gives L - 1 inputs and L - 1 targets. Which targets count:
+
+- a column `labels`, aligned with input_ids (not shifted): those that are not -100;
+- a column `attention_mask`: those whose own mask is 1. With both columns, both must agree;
+- with neither, all but padding: the run of pad ids at the end of a record. An end-of-text token
+  inside a record is a target like any other, and where the pad *is* the end-of-text token (GPT-2)
+  the first of the run is one, too: the text ends there. (MindFormers takes every end-of-text token
+  for padding, so a model trained that way never learns to stop.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+IGNORED = -100
+"""The label of a position that is not trained."""
+
+Columns = Mapping[str, np.ndarray]
+
+
+def causal_batch(
+    columns: Columns,
+    pad_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and aligned labels, int32 [B, L - 1], of records [B, L].
+
+    Args:
+        columns: `input_ids`, and perhaps `attention_mask` and `labels`.
+        pad_token_id: marks padding where there is neither of these; None: there is no padding.
+        eos_token_id: what ends a text.
+    """
+    ids = columns["input_ids"]
+    targets = columns.get("labels", ids)[:, 1:].astype(np.int32)  # a copy
+    mask = columns.get("attention_mask")
+    if mask is not None:
+        targets[mask[:, 1:] == 0] = IGNORED
+    elif "labels" not in columns and pad_token_id is not None:
+        ends = np.isin(pad_token_id, eos_token_id) if eos_token_id is not None else False
+        targets[_padding(ids, pad_token_id, keep_first=bool(ends))[:, 1:]] = IGNORED
+    return np.ascontiguousarray(ids[:, :-1], dtype=np.int32), targets
+
+
+def _padding(ids: np.ndarray, pad: int, keep_first: bool) -> np.ndarray:
+    """True on the run of `pad` at the end of each row, except perhaps its first."""
+    run = np.logical_and.accumulate((ids == pad)[:, ::-1], axis=1)[:, ::-1]
+    if keep_first:
+        run = np.concatenate((np.zeros_like(run[:, :1]), run[:, 1:] & run[:, :-1]), axis=1)
+    return run
+
+
+def fill_rows(batch: tuple[np.ndarray, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Adds rows that are not trained, so that every batch has one shape and one compiled graph."""
+    missing = rows - len(batch[0])
+    if missing <= 0:
+        return batch
+    ids, labels = batch
+    return (
+        np.pad(ids, ((0, missing), (0, 0))),
+        np.pad(labels, ((0, missing), (0, 0)), constant_values=IGNORED),
+    )
+
+
+def split_rows(
+    batch: tuple[np.ndarray, np.ndarray], parts: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cuts a batch into equal micro-batches."""
+    size = len(batch[0]) // parts
+    assert size * parts == len(batch[0]), "the batch divides into its micro-batches"
+    return [
+        (batch[0][start : start + size], batch[1][start : start + size])
+        for start in range(0, size * parts, size)
+    ]

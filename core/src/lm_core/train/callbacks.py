@@ -1,0 +1,239 @@
+"""What happens around the steps of a run: lines or a bar, metric files, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lm_core.checkpoint import atomic
+from lm_core.errors import CheckpointError, ConfigError
+from lm_core.log import clock, get_logger, progress
+from lm_core.train import state as states
+
+if TYPE_CHECKING:
+    from lm_core.train.loop import TrainLoop
+
+log = get_logger(__name__)
+
+Record = dict[str, Any]
+"""What is known of a step ("step", "loss", ...) or of an evaluation ("step", "eval_loss", ...)."""
+
+
+class Callback:
+    """Called by the loop; every method may be left out."""
+
+    def begin(self, loop: TrainLoop) -> None:
+        """Before the first step."""
+
+    def after_step(self, loop: TrainLoop, record: Record) -> None:
+        """After every step."""
+
+    def after_evaluation(self, loop: TrainLoop, record: Record) -> None:
+        """After every evaluation."""
+
+    def end_step(self, loop: TrainLoop) -> None:
+        """After a step and the evaluation that may follow it."""
+
+    def finish(self, loop: TrainLoop) -> None:
+        """After the last step of a run that ended well or was asked to stop."""
+
+    def close(self) -> None:
+        """Always, at the very end."""
+
+
+class LossMonitor(Callback):
+    """Loss, learning rate, gradient norm, speed, time left: a bar on a terminal, lines elsewhere.
+
+    Args:
+        every: steps between two lines; a line shows the mean loss since the one before.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.losses: list[float] = []
+        self.bar: Any = None
+
+    def begin(self, loop: TrainLoop) -> None:
+        if sys.stderr.isatty():
+            self.bar = progress(
+                total=loop.total_steps, desc="train", unit="step", initial=loop.steps
+            )
+
+    def after_step(self, loop: TrainLoop, record: Record) -> None:
+        self.losses.append(record["loss"])
+        if self.bar is not None:
+            self.bar.set_postfix_str(self._numbers(record, record["loss"]), refresh=False)
+            self.bar.update(1)
+        elif loop.steps % self.every == 0 or loop.steps == loop.total_steps:
+            self._line(loop, record)
+
+    def _line(self, loop: TrainLoop, record: Record) -> None:
+        share = 100 * loop.steps // loop.total_steps
+        mean = sum(self.losses) / len(self.losses)
+        self.losses = []
+        log.info(
+            "step %d/%d (%d %%), epoch %d/%d, %s, %s left",
+            loop.steps, loop.total_steps, share, record["epoch"], loop.epochs,
+            self._numbers(record, mean), clock(loop.seconds_left()),
+        )  # fmt: skip
+
+    @staticmethod
+    def _numbers(record: Record, loss: float) -> str:
+        skipped = f", skipped (loss scale {record['loss_scale']:g})" if record["skipped"] else ""
+        return (
+            f"loss {loss:.4f}, lr {record['lr']:.3g}, grad norm {record['grad_norm']:.3f}, "
+            f"{record['tokens_per_second']:.0f} tokens/s{skipped}"
+        )
+
+    def after_evaluation(self, loop: TrainLoop, record: Record) -> None:
+        log.info(
+            "step %d: held-out loss %.4f, perplexity %.2f",
+            record["step"], record["eval_loss"], record["eval_ppl"],
+        )  # fmt: skip
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class MetricsFile(Callback):
+    """One JSON object a line for every step and evaluation, written through at once.
+
+    Args:
+        path: the file. A resumed run finds in it what was known at its checkpoint; any other run
+            starts it anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: TextIO | None = None
+
+    def begin(self, loop: TrainLoop) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("a" if loop.steps else "w", encoding="utf-8", buffering=1)
+
+    def after_step(self, loop: TrainLoop, record: Record) -> None:
+        assert self.file is not None
+        known = {name: _finite_or_none(value) for name, value in record.items()}
+        self.file.write(json.dumps(known) + "\n")
+
+    after_evaluation = after_step
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+class TensorBoard(Callback):
+    """The same numbers for TensorBoard.
+
+    Args:
+        directory: where the event files go.
+        every: steps between two points.
+
+    Raises:
+        ConfigError: tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: Path, every: int = 1) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "callbacks: SummaryMonitor needs tensorboardX, which is not installed; "
+                "run pip install 'lm-core[tensorboard]' or leave the callback out"
+            ) from error
+        self.every = every
+        self.writer = SummaryWriter(str(directory))
+
+    def after_step(self, loop: TrainLoop, record: Record) -> None:
+        if record["step"] % self.every == 0:
+            self._write(record)
+
+    def after_evaluation(self, loop: TrainLoop, record: Record) -> None:
+        self._write(record)
+
+    def _write(self, record: Record) -> None:
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                self.writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class CheckpointMonitor(Callback):
+    """Saves checkpoints `<prefix>-<step>`, and one at the end or when the run is asked to stop.
+
+    A checkpoint on the way that cannot be written is reported and training goes on; the older ones
+    are still there. Old ones are deleted only when the new one has been read back.
+
+    Args:
+        folder: where the checkpoints go.
+        prefix: how their names begin.
+        every_steps: steps between two; 0: only at the end.
+        every_seconds: seconds between two, beside the steps; 0: never by time.
+        keep: how many are kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str = "CKP",
+        *,
+        every_steps: int = 0,
+        every_seconds: float = 0.0,
+        keep: int = 5,
+    ) -> None:
+        self.folder, self.prefix, self.keep = folder, prefix, keep
+        self.every_steps, self.every_seconds = every_steps, every_seconds
+        self.last: Path | None = None
+        self._time = time.monotonic()
+
+    def begin(self, loop: TrainLoop) -> None:
+        self._time = time.monotonic()
+
+    def end_step(self, loop: TrainLoop) -> None:
+        due = self.every_steps > 0 and loop.steps % self.every_steps == 0
+        waited = time.monotonic() - self._time
+        due = due or (self.every_seconds > 0 and waited >= self.every_seconds)
+        # The last step's checkpoint is written by `finish`, which reports a failure as an error.
+        if not due or loop.steps == loop.total_steps:
+            return
+        try:
+            self.save(loop)
+        except CheckpointError as error:
+            log.error("CHECKPOINT NOT SAVED at step %d: %s", loop.steps, "; ".join(error.problems))
+
+    def finish(self, loop: TrainLoop) -> None:
+        if self.last is None or self.last != self._path(loop):
+            self.save(loop)
+
+    def save(self, loop: TrainLoop) -> None:
+        """Writes a checkpoint of this moment and deletes those that are too many."""
+        path, start = self._path(loop), time.monotonic()
+        loop.state.save(path)
+        self._time = time.monotonic()
+        self.last = path
+        log.info("saved %s (%.1f s)", path, self._time - start)
+        self._prune(path)
+
+    def _path(self, loop: TrainLoop) -> Path:
+        return self.folder / f"{self.prefix}-{loop.steps}"
+
+    def _prune(self, new: Path) -> None:
+        others = [path for path in states.checkpoints(self.folder) if path != new]
+        old = [path for path in others if path.name.startswith(f"{self.prefix}-")]
+        surplus = old[max(0, self.keep - 1) :]
+        if surplus and not atomic.verify(new):
+            for path in surplus:
+                atomic.remove_directory(path)
+
+
+def _finite_or_none(value: Any) -> Any:
+    """JSON has no infinity."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None

@@ -1,0 +1,218 @@
+"""From a resolved run, a model and records to a loop that is ready to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lm_core.config.load import dump_run
+from lm_core.config.training import CheckpointMonitor as CheckpointSettings
+from lm_core.config.training import EvalCallback, SummaryMonitor
+from lm_core.data.pipeline import BatchIterator, RecordDataset
+from lm_core.errors import ConfigError, DataError
+from lm_core.log import get_logger
+from lm_core.train import optimizer as optimizers
+from lm_core.train import schedule as schedules
+from lm_core.train.batch import causal_batch
+from lm_core.train.callbacks import (
+    Callback,
+    CheckpointMonitor,
+    LossMonitor,
+    MetricsFile,
+    TensorBoard,
+)
+from lm_core.train.evaluation import Evaluator
+from lm_core.train.loop import Plan, TrainLoop
+from lm_core.train.loss_scale import LossScale
+from lm_core.train.state import METRICS, TrainState, read_counters
+from lm_core.train.step import TrainStep, trained_parameters
+
+if TYPE_CHECKING:
+    from lm_core.config.data import DatasetConfig
+    from lm_core.config.schema import RunConfig
+    from lm_core.nn.decoder import CausalLM
+    from lm_core.train.schedule import Schedule
+
+log = get_logger(__name__)
+
+
+def open_records(section: DatasetConfig, which: str) -> RecordDataset:
+    """The records that `train_dataset` or `eval_dataset` names.
+
+    Raises:
+        ConfigError: it names none.
+        DataError: they cannot be read.
+    """
+    loader = section.data_loader
+    if loader.type != "MindDataset":
+        raise ConfigError(
+            f"{which}.data_loader.type: {loader.type} reads raw text, which this verb does not; "
+            f"turn it into records with `preprocess` and use MindDataset"
+        )
+    if not loader.dataset_dir:
+        raise ConfigError(
+            f"{which}.data_loader.dataset_dir: is missing; must be a record file or a folder of "
+            f"such; add --{which}_dir D"
+        )
+    records = RecordDataset(loader.dataset_dir, section.input_columns)
+    if loader.num_samples is not None:
+        records = records.first(loader.num_samples)
+    return records
+
+
+def checkpoint_folder(run: RunConfig, rank: int = 0) -> Path:
+    """Where this rank's checkpoints go."""
+    settings = run.checkpoint
+    if settings is not None and settings.directory:
+        return Path(settings.directory) / f"rank_{rank}"
+    return Path(run.output_dir) / "checkpoint" / f"rank_{rank}"
+
+
+def metrics_file(run: RunConfig, rank: int = 0) -> Path:
+    """Where the history of the run is written."""
+    return Path(run.output_dir) / "log" / f"rank_{rank}" / METRICS
+
+
+def build(
+    run: RunConfig,
+    model: CausalLM,
+    train: RecordDataset,
+    evaluation: RecordDataset | None = None,
+    *,
+    resume: Path | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> TrainLoop:
+    """A loop for a run.
+
+    Args:
+        run: all settings.
+        model: with the weights to start from; those of `resume` replace them.
+        train: the training records.
+        evaluation: held-out records; None: no evaluation on the way.
+        resume: a checkpoint that `state.find` gave.
+        files: to be kept in every checkpoint (the tokenizer's).
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something does not fit.
+    """
+    config = model.config
+    train.check_length(config.seq_length)
+    if run.recompute_config.recompute:
+        for layer in model.layers:
+            layer.recompute()
+    data = _batches(run, train, config.vocab_size)
+    total = _total_steps(run, data.steps_per_epoch)
+    schedule = schedules.from_config(
+        run.lr_schedule, run.learning_rate, total, data.steps_per_epoch
+    )
+    state = TrainState(
+        model=model,
+        step=_step(run, model),
+        loss_scale=LossScale.from_config(run.loss_scale),
+        data=data,
+        run_text=dump_run(run),
+        metrics=metrics_file(run),
+        files=files or {},
+    )
+    if resume is not None:
+        _resume(state, resume, schedule)
+    rows = data.batch_size // data.dp_size
+    steps, epochs = _evaluation_intervals(run) if evaluation is not None else (None, None)
+    return TrainLoop(
+        state,
+        schedule,
+        Plan(total_steps=total, rows=rows, eval_steps=steps, eval_epochs=epochs),
+        partial(causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id),
+        _callbacks(run),
+        None if evaluation is None else evaluator(run, model, evaluation),
+    )
+
+
+def evaluator(run: RunConfig, model: CausalLM, records: RecordDataset) -> Evaluator:
+    """Measures loss and perplexity on held-out records.
+
+    Raises:
+        DataError: the records are longer than the model reads.
+    """
+    records.check_length(model.config.seq_length, exact=False)
+    if records.row_length < 2:
+        raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
+    return Evaluator(model, records, run.runner_config.batch_size)
+
+
+def _batches(run: RunConfig, records: RecordDataset, vocab_size: int) -> BatchIterator:
+    """Batches of whole steps: all micro-batches of all ranks."""
+    section, runner = run.train_dataset, run.runner_config
+    ranks = run.model.config.parallel_config.data_parallel
+    return BatchIterator(
+        records,
+        runner.batch_size * runner.gradient_accumulation_steps * ranks,
+        seed=run.seed if section.seed is None else section.seed,
+        shuffle=section.data_loader.shuffle,
+        drop_remainder=section.drop_remainder is not False,
+        dp_size=ranks,
+        vocab_size=vocab_size,
+    )
+
+
+def _total_steps(run: RunConfig, steps_per_epoch: int) -> int:
+    runner = run.runner_config
+    whole = runner.epochs * steps_per_epoch
+    return whole if runner.max_steps is None else min(whole, runner.max_steps)
+
+
+def _step(run: RunConfig, model: CausalLM) -> TrainStep:
+    wrapper = run.runner_wrapper
+    return TrainStep(
+        model,
+        optimizers.from_config(run.optimizer, trained_parameters(model)),
+        max_grad_norm=wrapper.max_grad_norm if wrapper.use_clip_grad else None,
+        accumulation=run.runner_config.gradient_accumulation_steps,
+        seed=run.seed,
+    )
+
+
+def _resume(state: TrainState, checkpoint: Path, schedule: Schedule) -> None:
+    state.load(checkpoint)
+    log.info(
+        "resuming %s: step %d, %d of %d batches of epoch %d done",
+        checkpoint, state.step.steps, state.data.step, state.data.steps_per_epoch,
+        state.data.epoch + 1,
+    )  # fmt: skip
+    if state.step.steps < schedule.total_steps:
+        return
+    saved = read_counters(checkpoint)["step"]
+    log.info("the run is complete at step %d; train longer with --epochs or --max_steps", saved)
+
+
+def _evaluation_intervals(run: RunConfig) -> tuple[int | None, int | None]:
+    """Steps and epochs between evaluations; None for neither."""
+    steps, epochs = run.eval_step_interval, run.eval_epoch_interval
+    callback = next((item for item in run.callbacks if isinstance(item, EvalCallback)), None)
+    if callback is not None:
+        steps, epochs = callback.step_interval, callback.epoch_interval
+    return (steps if steps > 0 else None, epochs if epochs > 0 else None)
+
+
+def _callbacks(run: RunConfig) -> list[Callback]:
+    found: list[Callback] = []
+    if run.loss_monitor is not None:
+        found.append(LossMonitor(run.loss_monitor.per_print_times))
+    found.append(MetricsFile(metrics_file(run)))
+    for item in run.callbacks:
+        if isinstance(item, SummaryMonitor):
+            folder = item.summary_dir or Path(run.output_dir) / "summary" / "rank_0"
+            found.append(TensorBoard(Path(folder), item.collect_freq))
+    settings = run.checkpoint or CheckpointSettings(save_checkpoint_steps=0)
+    found.append(
+        CheckpointMonitor(
+            checkpoint_folder(run),
+            settings.prefix,
+            every_steps=settings.save_checkpoint_steps,
+            every_seconds=settings.save_checkpoint_seconds,
+            keep=settings.keep_checkpoint_max,
+        )
+    )
+    return found

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from lm_core.metrics.perplexity import Perplexity
+from lm_core.train.batch import causal_batch, fill_rows, split_rows
+
+EOS, PAD = 9, 0
+IDS = np.array([[1, EOS, 2, 3, EOS, EOS, EOS], [4, 5, 6, 7, 8, 1, 2]], np.int32)
+
+
+def labels(columns, **tokens):
+    inputs, found = causal_batch(columns, **tokens)
+    np.testing.assert_array_equal(inputs, columns["input_ids"][:, :-1])
+    assert inputs.dtype == found.dtype == np.int32
+    assert inputs.flags["C_CONTIGUOUS"]
+    return found.tolist()
+
+
+def test_every_token_follows_its_input():
+    assert labels({"input_ids": IDS}) == IDS[:, 1:].tolist()
+
+
+def test_mask_excludes_targets_and_nothing_else():
+    mask = np.ones_like(IDS)
+    mask[0, 5:] = 0
+    found = labels({"input_ids": IDS, "attention_mask": mask}, pad_token_id=EOS, eos_token_id=EOS)
+    assert found == [[EOS, 2, 3, EOS, -100, -100], IDS[1, 1:].tolist()]
+
+
+def test_labels_are_aligned_with_the_inputs():
+    given = IDS.copy()
+    given[1, :4] = -100
+    before = given.copy()
+    found = labels({"input_ids": IDS, "labels": given}, pad_token_id=EOS)
+    assert found[1] == [-100, -100, -100, 8, 1, 2]
+    np.testing.assert_array_equal(given, before)  # not changed in place
+
+
+def test_labels_and_mask_must_agree():
+    given, mask = IDS.copy(), np.ones_like(IDS)
+    given[1, :4], mask[1, 6] = -100, 0
+    found = labels({"input_ids": IDS, "labels": given, "attention_mask": mask})
+    assert found[1] == [-100, -100, -100, 8, 1, -100]
+
+
+def test_end_of_text_inside_a_record_is_a_target_and_the_first_at_its_end_too():
+    found = labels({"input_ids": IDS}, pad_token_id=EOS, eos_token_id=EOS)
+    assert found == [[EOS, 2, 3, EOS, -100, -100], IDS[1, 1:].tolist()]
+    found = labels({"input_ids": IDS}, pad_token_id=EOS, eos_token_id=[3, EOS])
+    assert found[0] == [EOS, 2, 3, EOS, -100, -100]
+
+
+def test_a_pad_of_its_own_is_never_a_target():
+    ids = np.array([[1, PAD, 2, EOS, PAD, PAD], [PAD] * 6], np.int32)
+    found = labels({"input_ids": ids}, pad_token_id=PAD, eos_token_id=EOS)
+    assert found == [[PAD, 2, EOS, -100, -100], [-100] * 5]
+
+
+def test_rows_that_fill_a_batch_are_not_trained():
+    batch = causal_batch({"input_ids": IDS})
+    ids, targets = fill_rows(batch, 5)
+    assert ids.shape == targets.shape == (5, 6)
+    assert (targets[2:] == -100).all()
+    np.testing.assert_array_equal(ids[:2], batch[0])
+    assert fill_rows(batch, 2) is batch
+    empty = (np.zeros((0, 6), np.int32), np.zeros((0, 6), np.int32))
+    assert fill_rows(empty, 3)[0].dtype == np.int32
+
+
+def test_micro_batches_are_all_of_the_batch():
+    batch = causal_batch({"input_ids": np.arange(60, dtype=np.int32).reshape(6, 10)})
+    parts = split_rows(batch, 3)
+    assert [part[0].shape for part in parts] == [(2, 9)] * 3
+    for column in (0, 1):
+        np.testing.assert_array_equal(np.concatenate([p[column] for p in parts]), batch[column])
+
+
+def test_perplexity_weighs_tokens_and_not_batches():
+    losses = np.random.default_rng(0).exponential(3.0, 1000)
+    results = []
+    for sizes in ([1000], [1] * 1000, [999, 1], [10, 490, 500]):
+        metric = Perplexity()
+        for part in np.split(losses, np.cumsum(sizes)[:-1]):
+            metric.update(part.sum(), float(len(part)))
+        results.append(metric.result())
+    for result in results:
+        assert result["loss"] == pytest.approx(losses.mean(), rel=1e-12)
+        assert result["PPL"] == pytest.approx(np.exp(losses.mean()), rel=1e-12)
+
+
+def test_perplexity_at_the_edges():
+    assert np.isnan(Perplexity().result()["loss"])
+    huge = Perplexity()
+    huge.update(1e6, 1)
+    assert huge.result() == {"loss": 1e6, "PPL": float("inf")}
