@@ -1,0 +1,113 @@
+"""Comparison with a recorded reference: weights in the original layout and what came out of them.
+
+A case is a directory that holds `config.json`, weight files, and `golden.npz` with input_ids,
+logits, labels, loss, grad_names, grad_l2, greedy_prompt and greedy_tokens. Labels are like
+input_ids (not shifted); -100 is ignored.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lm_core.nn.decoder import CausalLM
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far two implementations of one model may be apart in float32.
+
+    Loosening one needs a reason and a review.
+    """
+
+    logits: float = 2e-5
+    """Absolute, on logits of size 1: about 40 times the rounding error of the reference itself."""
+    loss: float = 5e-6
+    """Absolute, on a loss of about ln(vocabulary)."""
+    gradient_relative: float = 1e-4
+    gradient_absolute: float = 1e-6
+    """On the L2 norm of each weight's gradient."""
+    cached: float = 2e-5
+    """Logits with the key-value cache against those of the whole sequence."""
+
+
+TOLERANCES = Tolerances()
+
+
+def golden_cases(case: Path) -> list[str]:
+    """The weight files of a case; each must give the recorded results."""
+    return sorted(path.name for path in case.glob("*.safetensors"))
+
+
+def checkpoint_of(case: Path, weight_file: str, directory: Path) -> Path:
+    """A Hugging Face-layout directory with one of the weight files of a case."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(case / "config.json", directory / "config.json")
+    shutil.copyfile(case / weight_file, directory / "model.safetensors")
+    return directory
+
+
+def gradients(
+    built: CausalLM, input_ids: np.ndarray, labels: np.ndarray
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean loss and its gradient for every parameter, by our names. Labels are like input_ids."""
+    import mindspore as ms
+    from mindspore import ParameterTuple, Tensor, ops
+
+    parameters = built.named_parameters()
+
+    def mean_loss(ids: Tensor, targets: Tensor) -> Tensor:
+        total, count = built.loss_terms(ids, targets)
+        return ops.div(total, count)
+
+    step = ms.jit(ms.value_and_grad(mean_loss, None, ParameterTuple(parameters.values())))
+    ids, targets = np.ascontiguousarray(input_ids[:, :-1]), np.ascontiguousarray(labels[:, 1:])
+    loss, found = step(Tensor(ids.astype(np.int32)), Tensor(targets.astype(np.int32)))
+    named = zip(parameters, found, strict=True)
+    return float(loss.asnumpy()), {name: gradient.asnumpy() for name, gradient in named}
+
+
+def check_forward(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:
+    """Logits and loss, and the loss method against the logits."""
+    from mindspore import Tensor
+
+    input_ids = golden["input_ids"].astype(np.int32)
+    logits = built(Tensor(input_ids)).asnumpy()
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=TOLERANCES.logits)
+    loss = float(built.loss(input_ids, golden["labels"]).asnumpy())
+    np.testing.assert_allclose(loss, golden["loss"], rtol=0, atol=TOLERANCES.loss)
+
+
+def check_gradients(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:
+    """The norm of every weight's gradient, under the original names."""
+    from lm_core import spec
+    from lm_core.checkpoint.layout import Memory
+
+    loss, found = gradients(built, golden["input_ids"], golden["labels"])
+    np.testing.assert_allclose(loss, golden["loss"], rtol=0, atol=TOLERANCES.loss)
+    table = spec.find(built.spec_name).tables["hf"]
+    theirs = table.save(Memory(found), built.config)
+    names = [str(name) for name in golden["grad_names"]]
+    actual = [np.sqrt(np.sum(np.square(theirs.read(name), dtype=np.float64))) for name in names]
+    assert set(names) == set(theirs.specs), sorted(set(names) ^ set(theirs.specs))
+    np.testing.assert_allclose(
+        actual,
+        golden["grad_l2"],
+        rtol=TOLERANCES.gradient_relative,
+        atol=TOLERANCES.gradient_absolute,
+        err_msg=", ".join(names),
+    )
+
+
+def check_greedy(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:
+    """The most likely tokens, with the cache, exactly."""
+    prompt = golden["greedy_prompt"].reshape(-1).astype(np.int32)
+    expected = golden["greedy_tokens"].reshape(-1)
+    new = len(expected) - len(prompt)
+    tokens = built.generate([prompt], max_new_tokens=new, do_sample=False, eos_token_id=[])[0]
+    np.testing.assert_array_equal(tokens, expected)

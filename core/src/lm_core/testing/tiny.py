@@ -1,0 +1,91 @@
+"""Models, token ids, texts and checkpoints that are small, real, and the same on every machine."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lm_core.config.model import ModelConfig
+    from lm_core.nn.decoder import CausalLM
+    from lm_core.spec import ModelSpec
+
+_SUBJECTS = (
+    "the red fox",
+    "a small ship",
+    "our teacher",
+    "the old clock",
+    "this river",
+    "every cook",
+)
+_VERBS = ("sees", "follows", "never finds", "often carries", "waits for", "counts")
+_OBJECTS = (
+    "three stones",
+    "the morning train",
+    "a quiet garden",
+    "its own shadow",
+    "two blue cups",
+)
+
+
+def text(sentences: int, seed: int = 0) -> str:
+    """English sentences, one a line. Few patterns, so a tiny model learns them in a few steps."""
+    choose = random.Random(seed).choice
+    lines = (
+        f"{choose(_SUBJECTS)} {choose(_VERBS)} {choose(_OBJECTS)}.".capitalize()
+        for _ in range(sentences)
+    )
+    return "\n".join(lines) + "\n"
+
+
+def config(spec: ModelSpec, **changes: Any) -> ModelConfig:
+    """The package's tiny preset, with changes."""
+    return spec.presets[f"{spec.name}_tiny"].copy(changes)
+
+
+def model(spec: ModelSpec, seed: int = 1, **changes: Any) -> CausalLM:
+    """A tiny model with random weights that give every layer something to do.
+
+    Fresh weights are so small that all logits are nearly equal; here norms and biases are random.
+    """
+    from mindspore import Tensor
+
+    from lm_core.parallel.context import ParallelContext
+
+    built = spec.build(config(spec, **changes), ParallelContext.local())
+    generator = np.random.default_rng(seed)
+    for name, parameter in built.named_parameters().items():
+        values = generator.normal(0.0, 0.1, parameter.shape)
+        values += 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        parameter.set_data(Tensor(values.astype(np.float32), parameter.dtype))
+    built.set_train(False)
+    return built
+
+
+def token_ids(vocab_size: int, shape: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Random int32 ids."""
+    return np.random.default_rng(seed).integers(0, vocab_size, shape).astype(np.int32)
+
+
+def weights(built: CausalLM) -> dict[str, np.ndarray]:
+    """The parameters by our names."""
+    return {name: parameter.asnumpy() for name, parameter in built.named_parameters().items()}
+
+
+def write_hf(built: CausalLM, spec: ModelSpec, directory: Path, layout: str = "hf") -> Path:
+    """Writes config.json and model.safetensors as others publish them, under their names."""
+    from safetensors.numpy import save_file
+
+    from lm_core.checkpoint.layout import Memory
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(built.config.to_hf()), encoding="utf-8")
+    theirs = spec.tables[layout].save(Memory(weights(built)), built.config)
+    arrays = {name: np.ascontiguousarray(theirs.read(name)) for name in theirs.specs}
+    save_file(arrays, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
