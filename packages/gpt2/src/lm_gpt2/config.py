@@ -1,0 +1,210 @@
+"""GPT-2 sizes: OpenAI's four, Cerebras-GPT's 13B, the card's 52B, and a tiny one for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from lm_core.config.model import ModelConfig
+from lm_core.config.section import NonNegative, OneOf, Positive, Probability
+from lm_core.errors import ConfigError
+
+HiddenAct = Annotated[
+    str,
+    OneOf(
+        {
+            # The run files of the card say "gelu" for the tanh form that OpenAI trained with.
+            "gelu_tanh": ("gelu", "gelu_new", "gelu_pytorch_tanh"),
+            "gelu_exact": ("gelu_erf",),
+            "fast_gelu": ("quick_gelu",),
+            "relu": (),
+            "silu": ("swish",),
+        }
+    ),
+]
+
+# config.json of Hugging Face: there "gelu" is the exact one.
+_HF_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu_exact",
+    "quick_gelu": "fast_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+# Our field -> their key and the value of a config.json that lacks it (transformers' GPT2Config).
+_HF_FIELDS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 50257),
+    "hidden_size": ("n_embd", 768),
+    "num_layers": ("n_layer", 12),
+    "num_heads": ("n_head", 12),
+    "seq_length": ("n_positions", 1024),
+    "embedding_dropout_prob": ("embd_pdrop", 0.1),
+    "hidden_dropout_rate": ("resid_pdrop", 0.1),
+    "attention_dropout_rate": ("attn_pdrop", 0.1),
+    "layernorm_epsilon": ("layer_norm_epsilon", 1e-5),
+    "initializer_range": ("initializer_range", 0.02),
+    "tie_word_embeddings": ("tie_word_embeddings", True),
+    "bos_token_id": ("bos_token_id", 50256),
+    "eos_token_id": ("eos_token_id", 50256),
+}
+# Keys that change the network, and the only value of each that this network computes.
+_HF_ONLY: dict[str, Any] = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "quantization_config": None,
+}
+
+
+class Gpt2Config(ModelConfig):
+    """The fields of a GPT-2 (defaults: the 124M model of Radford et al. 2019)."""
+
+    architectures: ClassVar[Mapping[str, str]] = {
+        "GPT2LMHeadModel": "text_generation",
+        "GPT2Model": "text_generation",
+        "GPT2ForSequenceClassification": "text_classification",
+    }
+
+    type: Literal["GPT2Config", "Gpt2Config"] = "GPT2Config"
+    vocab_size: Positive = 50257
+    hidden_size: Positive = 768
+    num_layers: Positive = 12
+    num_heads: Positive = 12
+    seq_length: Positive = 1024
+    max_position_embeddings: Positive | None = None
+    """Rows of the position table; `seq_length` when it is not given."""
+    expand_ratio: Positive = 4
+    """Width of the feed-forward layer as a multiple of hidden_size."""
+    hidden_act: HiddenAct = "gelu_tanh"
+    embedding_dropout_prob: Probability = 0.1
+    hidden_dropout_rate: Probability = 0.1
+    attention_dropout_rate: Probability = 0.1
+    layernorm_epsilon: Annotated[float, Field(gt=0.0)] = 1e-5
+    post_layernorm_residual: bool = False
+    """Add the normalised input, not the input, to each branch's output."""
+    tie_word_embeddings: bool = True
+    num_labels: Positive = 2
+
+    # One token, <|endoftext|>, has all four parts: the vocabulary's last unless said otherwise.
+    bos_token_id: NonNegative | None = 50256
+    eos_token_id: NonNegative | list[NonNegative] | None = 50256
+    pad_token_id: NonNegative | None = 50256
+    unk_token_id: NonNegative | None = 50256
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Places the special token before the checks see it."""
+        for part in ("bos", "eos", "pad", "unk"):
+            if not self.is_set(f"{part}_token_id"):
+                # Past __setattr__, so that the field still counts as not given.
+                self.__dict__[f"{part}_token_id"] = self.vocab_size - 1
+        super().model_post_init(context)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.seq_length > self.positions:
+            found.append(
+                f"seq_length: {self.seq_length} is more than the {self.positions} positions "
+                f"of the model; use at most {self.positions}, or raise max_position_embeddings"
+            )
+        return found
+
+    @property
+    def positions(self) -> int:
+        """P, rows of the position table."""
+        return self.max_position_embeddings or self.seq_length
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that a Hugging Face config.json describes.
+
+        Keys that do not touch the network (summary_*, use_cache, task_specific_params ...) are
+        passed over.
+
+        Raises:
+            ConfigError: options that change the network in a way it is not built for, by name, and
+                values of a wrong type.
+        """
+        found = [
+            f"{key}: is {values[key]!r}; GPT-2 is built for {only!r} only; use another checkpoint"
+            for key, only in _HF_ONLY.items()
+            if key in values and values[key] != only
+        ]
+        fields = {ours: values.get(key, start) for ours, (key, start) in _HF_FIELDS.items()}
+        activation = str(values.get("activation_function", "gelu_new"))
+        if activation not in _HF_ACTIVATIONS:
+            known = ", ".join(_HF_ACTIVATIONS)
+            found.append(f"activation_function: is {activation!r}; it must be one of {known}")
+        hidden, inner = fields["hidden_size"], values.get("n_inner")
+        sizes_known = isinstance(hidden, int) and isinstance(inner, int)
+        if inner is not None and not (sizes_known and inner % hidden == 0):
+            found.append(f"n_inner: is {inner!r}; it must be a multiple of n_embd {hidden!r}")
+        if found:
+            raise ConfigError(*found)
+        fields["hidden_act"] = _HF_ACTIVATIONS[activation]
+        fields["expand_ratio"] = 4 if inner is None else inner // hidden
+        first = fields["eos_token_id"]
+        first = first[0] if isinstance(first, list) else first
+        # GPT-2 was published without a padding token; its end of text pads as well.
+        fields["pad_token_id"] = values.get("pad_token_id", first)
+        fields["unk_token_id"] = first
+        return cls.parse(fields)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a Hugging Face config.json.
+
+        Raises:
+            ConfigError: this network is none that Hugging Face's GPT-2 can compute.
+        """
+        if self.post_layernorm_residual:
+            raise ConfigError(
+                "post_layernorm_residual: is True; Hugging Face's GPT-2 has no such option; "
+                "the weights can be written as native or mindformers only"
+            )
+        activations = {ours: theirs for theirs, ours in reversed(_HF_ACTIVATIONS.items())}
+        values = {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "activation_function": activations[self.hidden_act],
+            "n_inner": None if self.expand_ratio == 4 else self.expand_ratio * self.hidden_size,
+            **{key: getattr(self, ours) for ours, (key, _) in _HF_FIELDS.items()},
+            "n_positions": self.positions,
+            "n_ctx": self.positions,
+        }
+        if self.pad_token_id not in self.eos_token_ids:
+            values["pad_token_id"] = self.pad_token_id
+        return values
+
+    def parameter_count(self) -> int:
+        """Numbers in the weights.
+
+        Per block: query, key, value and output 4(H^2 + H), feed-forward 2 r H^2 + (r + 1) H with
+        r = expand_ratio, two norms 4H. Outside: both tables, the last norm, the head when untied.
+        """
+        hidden, ratio = self.hidden_size, self.expand_ratio
+        block = (4 + 2 * ratio) * hidden**2 + (4 + ratio + 1 + 4) * hidden
+        head = 0 if self.tie_word_embeddings else self.vocab_size * hidden
+        tables = (self.vocab_size + self.positions) * hidden
+        return tables + self.num_layers * block + 2 * hidden + head
+
+
+def _preset(hidden_size: int, num_layers: int, num_heads: int, **fields: Any) -> Gpt2Config:
+    return Gpt2Config(hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads, **fields)
+
+
+PRESETS: dict[str, Gpt2Config] = {
+    "gpt2": _preset(768, 12, 12),
+    "gpt2_medium": _preset(1024, 24, 16),
+    "gpt2_large": _preset(1280, 36, 20),
+    "gpt2_xl": _preset(1600, 48, 25),
+    # Cerebras-GPT-13B was trained with the exact GELU; the card's 52B has x * sigmoid(1.702 x).
+    "gpt2_13b": _preset(5120, 40, 40, seq_length=2048, hidden_act="gelu_exact"),
+    "gpt2_52b": _preset(8192, 64, 32, hidden_act="fast_gelu"),
+    "gpt2_tiny": _preset(64, 2, 4, seq_length=128),
+}
+"""By the names of the model card. Activations are those of the published weights."""

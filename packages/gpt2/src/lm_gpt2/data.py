@@ -1,0 +1,8 @@
+"""The data sets that `python -m lm_gpt2.preprocess` turns into records."""
+
+from __future__ import annotations
+
+from lm_core.data.preprocess import Preprocessor
+from lm_core.data.text import TEXT, WIKITEXT2
+
+PREPROCESSORS: dict[str, Preprocessor] = {"wikitext2": WIKITEXT2, "text": TEXT}

@@ -1,0 +1,121 @@
+"""What others call GPT-2's weights.
+
+Our linear weights are stored [in, out]. So are OpenAI's and Hugging Face's (their "Conv1D"), with
+query, key and value side by side in one matrix. MindFormers keeps the three apart and stores them
+[out, in], but its other two kinds of weight [in, out].
+"""
+
+from __future__ import annotations
+
+from lm_core.checkpoint.layout import Split, Table, Tie, Transpose
+from lm_gpt2.config import Gpt2Config
+
+Shape = tuple[int, ...]
+
+
+def shapes(config: Gpt2Config) -> dict[str, Shape]:
+    """All parameters of the network under our own names."""
+    hidden, inner = config.hidden_size, config.expand_ratio * config.hidden_size
+    found: dict[str, Shape] = {
+        "embedding.weight": (config.vocab_size, hidden),
+        "position_embedding.weight": (config.positions, hidden),
+    }
+    for layer in range(config.num_layers):
+        block = f"layers.{layer}."
+        found |= _norm(block + "attention_norm", hidden)
+        for name in "q", "k", "v", "out":
+            found |= _linear(f"{block}attention.{name}", hidden, hidden)
+        found |= _norm(block + "mlp_norm", hidden)
+        found |= _linear(block + "mlp.up", hidden, inner)
+        found |= _linear(block + "mlp.down", inner, hidden)
+    found |= _norm("norm", hidden)
+    if not config.tie_word_embeddings:
+        found["head.weight"] = (hidden, config.vocab_size)
+    return found
+
+
+def _norm(name: str, size: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
+
+
+_QKV_WEIGHT = tuple(f"layers.{{}}.attention.{name}.weight" for name in "qkv")
+_QKV_BIAS = tuple(f"layers.{{}}.attention.{name}.bias" for name in "qkv")
+
+_HF = [
+    ("transformer.wte.weight", "embedding.weight"),
+    ("transformer.wpe.weight", "position_embedding.weight"),
+    ("transformer.h.{}.ln_1.weight", "layers.{}.attention_norm.weight"),
+    ("transformer.h.{}.ln_1.bias", "layers.{}.attention_norm.bias"),
+    ("transformer.h.{}.attn.c_attn.weight", _QKV_WEIGHT, Split(3, axis=1)),
+    ("transformer.h.{}.attn.c_attn.bias", _QKV_BIAS, Split(3)),
+    ("transformer.h.{}.attn.c_proj.weight", "layers.{}.attention.out.weight"),
+    ("transformer.h.{}.attn.c_proj.bias", "layers.{}.attention.out.bias"),
+    ("transformer.h.{}.ln_2.weight", "layers.{}.mlp_norm.weight"),
+    ("transformer.h.{}.ln_2.bias", "layers.{}.mlp_norm.bias"),
+    ("transformer.h.{}.mlp.c_fc.weight", "layers.{}.mlp.up.weight"),
+    ("transformer.h.{}.mlp.c_fc.bias", "layers.{}.mlp.up.bias"),
+    ("transformer.h.{}.mlp.c_proj.weight", "layers.{}.mlp.down.weight"),
+    ("transformer.h.{}.mlp.c_proj.bias", "layers.{}.mlp.down.bias"),
+    ("transformer.ln_f.weight", "norm.weight"),
+    ("transformer.ln_f.bias", "norm.bias"),
+    ("lm_head.weight", "head.weight", Tie("embedding.weight"), Transpose()),
+    ("score.weight", "score.weight", Transpose()),
+]
+
+_MINDFORMERS = [
+    ("backbone.embedding.word_embedding.embedding_table", "embedding.weight"),
+    ("backbone.embedding.position_embedding.embedding_table", "position_embedding.weight"),
+    ("backbone.blocks.{}.layernorm1.gamma", "layers.{}.attention_norm.weight"),
+    ("backbone.blocks.{}.layernorm1.beta", "layers.{}.attention_norm.bias"),
+    ("backbone.blocks.{}.attention.dense1.weight", "layers.{}.attention.q.weight", Transpose()),
+    ("backbone.blocks.{}.attention.dense1.bias", "layers.{}.attention.q.bias"),
+    ("backbone.blocks.{}.attention.dense2.weight", "layers.{}.attention.k.weight", Transpose()),
+    ("backbone.blocks.{}.attention.dense2.bias", "layers.{}.attention.k.bias"),
+    ("backbone.blocks.{}.attention.dense3.weight", "layers.{}.attention.v.weight", Transpose()),
+    ("backbone.blocks.{}.attention.dense3.bias", "layers.{}.attention.v.bias"),
+    ("backbone.blocks.{}.attention.projection.weight", "layers.{}.attention.out.weight"),
+    ("backbone.blocks.{}.attention.projection.bias", "layers.{}.attention.out.bias"),
+    ("backbone.blocks.{}.layernorm2.gamma", "layers.{}.mlp_norm.weight"),
+    ("backbone.blocks.{}.layernorm2.beta", "layers.{}.mlp_norm.bias"),
+    ("backbone.blocks.{}.output.mapping.weight", "layers.{}.mlp.up.weight"),
+    ("backbone.blocks.{}.output.mapping.bias", "layers.{}.mlp.up.bias"),
+    ("backbone.blocks.{}.output.projection.weight", "layers.{}.mlp.down.weight"),
+    ("backbone.blocks.{}.output.projection.bias", "layers.{}.mlp.down.bias"),
+    ("backbone.layernorm.gamma", "norm.weight"),
+    ("backbone.layernorm.beta", "norm.bias"),
+    ("score.weight", "score.weight", Transpose()),
+]
+
+TABLES = {
+    "hf": Table(
+        _HF,
+        shapes,
+        name="hf",
+        # Causal masks that older versions of transformers stored with the weights.
+        ignore=[r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"],
+        prefix="transformer.",
+        published={
+            "gpt2": "openai-community/gpt2",
+            "gpt2_medium": "openai-community/gpt2-medium",
+            "gpt2_large": "openai-community/gpt2-large",
+            "gpt2_xl": "openai-community/gpt2-xl",
+            "gpt2_13b": "cerebras/Cerebras-GPT-13B",
+        },
+    ),
+    "mindformers": Table(
+        _MINDFORMERS,
+        shapes,
+        name="mindformers",
+        # A training checkpoint also holds the optimizer, counters and key-value caches.
+        ignore=[
+            r"(adam_m|adam_v|moment1|moment2|moments|accum)\..*",
+            r".*\.(key_past|value_past)",
+            r"(global_step|learning_rate|scale_sense|loss_scale|beta1_power|beta2_power)",
+            r"(epoch_num|step_num|current_iterator_step|last_overflow_iterator_step)",
+        ],
+    ),
+}
