@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints each problem on a line of its own and exits with 2."""
+"""Errors that a user can mend; the command line prints each problem on a line and exits with 2."""
 
 
 class LmError(ValueError):

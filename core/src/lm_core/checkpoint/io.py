@@ -47,6 +47,9 @@ TOKENIZER_FILES = (
 CARRIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 """Files beside the weights that belong to a model whatever the layout of its weights."""
 
+_STRIP = 64
+"""Columns copied at once: a strip of both sides stays in the processor's cache."""
+
 _PICKLED = (".bin", ".pt", ".pth")
 SUFFIXES = (".safetensors", ".ckpt", *_PICKLED)
 
@@ -346,8 +349,17 @@ def _fill(parameter: Parameter, array: np.ndarray) -> None:
         # A CPU parameter's array is its memory, also after graphs have used it; `set_data` would
         # hold old value, new value and source at the same time.
         memory = parameter.asnumpy()
-        np.copyto(memory.view(np.uint16).view(dtype) if dtype == BFLOAT16 else memory, values)
+        _copy(memory.view(np.uint16).view(dtype) if dtype == BFLOAT16 else memory, values)
         return
     # Tensors take bfloat16 as float32 values; cast above has rounded them.
     values = cast(values, np.dtype("<f4")) if dtype == BFLOAT16 else values
     parameter.set_data(Tensor(np.ascontiguousarray(values), parameter.dtype))
+
+
+def _copy(to: np.ndarray, values: np.ndarray) -> None:
+    """`to[:] = values`, in strips where one is the other transposed: five times faster."""
+    if values.ndim == 2 and values.flags.f_contiguous and not values.flags.c_contiguous:
+        for start in range(0, values.shape[1], _STRIP):
+            to[:, start : start + _STRIP] = values[:, start : start + _STRIP]
+    else:
+        np.copyto(to, values)

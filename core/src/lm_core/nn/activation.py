@@ -5,17 +5,29 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from lm_core.errors import ConfigError
+from lm_core.nn import cpu
+from lm_core.parallel import backend
+
+_FEW = 30_000
 
 
 class GeluTanh(nn.Cell):
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016): "gelu_new" of the published GPT-2."""
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016).
+
+    "gelu_new" of the published GPT-2.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.gelu = ops.GeLU()
+        self.on_cpu = backend.on_cpu()
+        self.cpu_gelu = cpu.GeluTanh()
 
     def construct(self, x: Tensor) -> Tensor:
         """x: any shape."""
+        # Eight quick kernels against a slow one: for a few rows, starting them takes longer.
+        if self.on_cpu and x.size > _FEW:
+            return self.cpu_gelu(x)
         return self.gelu(x)
 
 

@@ -1,4 +1,4 @@
-"""What every decoder-only language model has: blocks, the whole-sequence pass, prefill, one cached step, loss, generate."""
+"""What every decoder-only language model has: blocks, whole passes, cached steps, the loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from lm_core.nn import init
 from lm_core.nn.attention import MASKED
 from lm_core.nn.dropout import Dropout
-from lm_core.nn.embedding import Embedding
+from lm_core.nn.embedding import Embedding, TiedEmbedding
 from lm_core.nn.linear import Linear
 from lm_core.nn.loss import CrossEntropy
 from lm_core.parallel import backend
@@ -139,11 +139,15 @@ class CausalLM(nn.Cell):
         return self.logits(self.hidden(input_ids)).astype(ms.float32).reshape((batch, length, -1))
 
     def loss_terms(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropy and number of trained tokens, float32 scalars, for use inside a compiled graph.
+        """Sum of the cross entropy and number of trained tokens, inside a compiled graph.
 
         Args:
             input_ids: int32 [B, S].
-            labels: int32 [B, S], already aligned: labels[b, t] is the token after input_ids[b, t]; -100 is ignored.
+            labels: int32 [B, S], already aligned: labels[b, t] is the token after input_ids[b, t];
+                -100 is ignored.
+
+        Returns:
+            float32 scalars.
         """
         return self.cross_entropy(self.logits(self.hidden(input_ids)), labels.reshape((-1,)))
 
@@ -202,7 +206,7 @@ class CausalLM(nn.Cell):
     def initialize(self, seed: int) -> None:
         """Random initial values from (seed, name, shape); norms and biases keep ones and zeros."""
         for _, cell in self.cells_and_names():
-            if isinstance(cell, Linear | Embedding):
+            if isinstance(cell, Linear | Embedding | TiedEmbedding):
                 weight = cell.weight
                 weight.set_data(
                     Tensor(init.normal(seed, weight.name, weight.shape, cell.std), weight.dtype)

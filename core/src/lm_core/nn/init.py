@@ -1,4 +1,4 @@
-"""Initial values that depend on (seed, parameter name, full shape) only, so that every parallel layout starts alike."""
+"""Initial values from (seed, parameter name, full shape): every parallel layout starts alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def skip_initial_values() -> bool:
 
 
 def normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:
-    """float32 draws from N(0, std^2), the same for every process that asks for (seed, name, shape)."""
+    """float32 draws from N(0, std^2), the same in every process for (seed, name, shape)."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     values = generator.standard_normal(shape, dtype=np.float32)

@@ -1,7 +1,7 @@
 """Matrix products whose weight is stored [in, out].
 
-Why [in, out]: one row times such a weight reads memory in order (mindspore's CPU matrix-vector product is about twice as
-fast as with the transposed layout), and it is the layout of GPT-2's published weights.
+Why [in, out]: one row times such a weight reads memory in order and reaches the read bandwidth of
+the machine; the transposed layout reaches 60 % of it (tools/bench/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from lm_core.nn.cpu import AddBias
 from lm_core.parallel import backend
 from lm_core.parallel.context import ParallelContext
 
@@ -53,6 +54,8 @@ class Linear(nn.Cell):
         self.cast_needed = not (self.compute_type == kind == ms.float32)
         self.matmul = ops.MatMul()
         self.bias_add = ops.BiasAdd()
+        self.on_cpu = backend.on_cpu()
+        self.cpu_bias_add = AddBias()
 
     def construct(self, x: Tensor) -> Tensor:
         """x: [T, inputs]. Returns [T, outputs]."""
@@ -62,7 +65,11 @@ class Linear(nn.Cell):
             ).astype(x.dtype)
             return y + self.bias.astype(x.dtype) if self.has_bias else y
         y = self.matmul(x, self.weight)
-        return self.bias_add(y, self.bias) if self.has_bias else y
+        if not self.has_bias:
+            return y
+        if self.on_cpu and self.training:
+            return self.cpu_bias_add(y, self.bias)
+        return self.bias_add(y, self.bias)
 
 
 class ColumnParallelLinear(Linear):
@@ -77,7 +84,10 @@ class ColumnParallelLinear(Linear):
 
 
 class RowParallelLinear(Linear):
-    """A Linear whose inputs are split over the tensor-parallel ranks; the partial results are summed, then the bias is added."""
+    """A Linear whose inputs are split over the tensor-parallel ranks.
+
+    The partial results are summed, then the bias is added.
+    """
 
     split_dim = 0
 

@@ -9,7 +9,7 @@ IGNORED = -100
 
 
 class CrossEntropy(nn.Cell):
-    """Sum over tokens of -log softmax(logits)[label], and the number of tokens that count; in float32."""
+    """Sum over tokens of -log softmax(logits)[label], and how many tokens count; in float32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class CrossEntropy(nn.Cell):
         self.pick = ops.GatherD()
 
     def construct(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """logits: [T, V]; labels: int32 [T], IGNORED where not trained. Returns float32 scalars (sum, count)."""
+        """logits: [T, V]; labels: int32 [T], IGNORED where not trained. Returns scalars."""
         kept = (labels != IGNORED).astype("float32")
         safe = ops.maximum(labels, 0).reshape((-1, 1))
         losses = -self.pick(self.log_softmax(logits.astype("float32")), 1, safe).reshape((-1,))

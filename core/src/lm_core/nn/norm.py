@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from lm_core.nn import cpu
+from lm_core.parallel import backend
+
 
 class LayerNorm(nn.Cell):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016), in float32.
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016), in float32.
 
     Args:
         size: length of the last axis.
@@ -19,8 +22,13 @@ class LayerNorm(nn.Cell):
         self.weight = Parameter(Tensor(np.ones(size, np.float32)), name="weight")
         self.bias = Parameter(Tensor(np.zeros(size, np.float32)), name="bias")
         self.norm = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=eps)
+        self.on_cpu = backend.on_cpu()
+        self.cpu_norm = cpu.LayerNorm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         """x: [T, size]. Returns the same shape."""
-        y, _, _ = self.norm(x, self.weight, self.bias)
+        if self.on_cpu and self.training:
+            y, _, _ = self.cpu_norm(x, self.weight, self.bias)
+        else:
+            y, _, _ = self.norm(x, self.weight, self.bias)
         return y

@@ -1,7 +1,7 @@
 """What the machine under us can do. Every choice by device is made here and nowhere else.
 
-MindSpore's CPU back end has no bfloat16 matrix product and its float16 one is slower than float32, so a CPU
-computes in float32 whatever the run file asks for (and says so once).
+MindSpore's CPU back end has no bfloat16 matrix product and its float16 one is slower than float32,
+so a CPU computes in float32 whatever the run file asks for (and says so once).
 """
 
 from __future__ import annotations
@@ -18,13 +18,7 @@ DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 @cache
 def device_target() -> str:
     """The device that this process computes on: "Ascend" where one is present, else "CPU"."""
-    for target in ("Ascend", "GPU"):
-        try:
-            if ms.hal.is_available(target):
-                return target
-        except (RuntimeError, ValueError):
-            continue
-    return "CPU"
+    return str(ms.get_context("device_target"))
 
 
 def on_cpu() -> bool:
@@ -34,12 +28,10 @@ def on_cpu() -> bool:
 
 @cache
 def setup(device_id: int = 0) -> None:
-    """Selects the device and graph mode, once a process. PyNative is 3-4x slower, so nothing ever uses it on purpose."""
-    target = device_target()
-    if target == "CPU":
-        ms.set_device("CPU")
-    else:
-        ms.set_device(target, device_id)
+    """Selects the device and graph mode (PyNative is 3-4x slower), once a process."""
+    # A CPU is what is used where nothing is set, and cannot be set once anything has been computed.
+    if not on_cpu():
+        ms.set_device(device_target(), device_id)
     ms.set_context(mode=ms.GRAPH_MODE)
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class ParallelContext:
     """Degrees of parallelism and the place of this process among them.
 
-    `rank = (stage * data_parallel + dp_rank) * model_parallel + tp_rank`, the order of MindSpore's strategy files.
-    Degree 1 everywhere is the ordinary single-process model: no collective enters its graph.
+    `rank = (stage * data_parallel + dp_rank) * model_parallel + tp_rank`, the order of MindSpore's
+    strategy files. Degree 1 everywhere is the ordinary single-process model: no collective enters
+    its graph.
     """
 
     data_parallel: int = 1
@@ -41,9 +42,10 @@ class ParallelContext:
         product = config.data_parallel * config.model_parallel * config.pipeline_stage
         if product != world_size:
             raise ConfigError(
-                f"parallel_config: data_parallel {config.data_parallel} x model_parallel {config.model_parallel} x "
-                f"pipeline_stage {config.pipeline_stage} = {product} but {world_size} process(es) run; "
-                f"the product must be {world_size}: change the degrees or the number of processes"
+                f"parallel_config: data_parallel {config.data_parallel} x model_parallel "
+                f"{config.model_parallel} x pipeline_stage {config.pipeline_stage} = {product} but "
+                f"{world_size} process(es) run; the product must be {world_size}: change the "
+                f"degrees or the number of processes"
             )
         return cls(config.data_parallel, config.model_parallel, config.pipeline_stage, rank)
 
@@ -76,7 +78,8 @@ class ParallelContext:
         if size % self.model_parallel:
             usable = ", ".join(str(n) for n in range(1, min(size, 1024) + 1) if size % n == 0)
             raise ConfigError(
-                f"parallel_config.model_parallel: {self.model_parallel} does not divide {size} {what}; use one of {usable}"
+                f"parallel_config.model_parallel: {self.model_parallel} does not divide {size} "
+                f"{what}; use one of {usable}"
             )
         return size // self.model_parallel
 
@@ -90,14 +93,15 @@ def init_context(
 
     Args:
         use_parallel: join the other processes of an `msrun` job.
-        context_config: an object or mapping with `device_id`; other keys are MindSpore's own defaults.
+        context_config: an object or mapping with `device_id`; other keys have no effect.
         parallel_config: the degrees, checked against the number of processes.
     """
     from lm_core.parallel import backend
 
     if use_parallel:
         raise ConfigError(
-            "use_parallel: True needs several processes; this version runs one process; set use_parallel: False"
+            "use_parallel: True needs several processes; this version runs one process; "
+            "set use_parallel: False"
         )
     get = (
         context_config.get

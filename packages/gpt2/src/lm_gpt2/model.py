@@ -1,17 +1,17 @@
-"""GPT-2 (Radford et al. 2019): pre-norm blocks, learned positions, biases everywhere, output head tied to the embedding."""
+"""GPT-2 (Radford et al. 2019): pre-norm blocks, learned positions, biases, a tied output head."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from lm_core.nn import init
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, CausalLM
 from lm_core.nn.dropout import Dropout
-from lm_core.nn.embedding import Embedding, VocabParallelEmbedding
+from lm_core.nn.embedding import Embedding, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.linear import Linear
 from lm_core.nn.mlp import Mlp
 from lm_core.nn.norm import LayerNorm
@@ -65,19 +65,17 @@ class Gpt2(CausalLM):
     def __init__(self, config: Gpt2Config, context: ParallelContext) -> None:
         super().__init__(config, context)
         std, dtype, hidden = config.initializer_range, config.param_init_type, config.hidden_size
-        self.embedding = VocabParallelEmbedding(
-            config.vocab_size, hidden, context, std=std, dtype=dtype
-        )
+        self.tied = config.tie_word_embeddings
+        table = TiedEmbedding if self.tied else VocabParallelEmbedding
+        self.embedding = table(config.vocab_size, hidden, context, std=std, dtype=dtype)
         self.position_embedding = Embedding(config.positions, hidden, std=std, dtype=dtype)
         self.embedding_dropout = Dropout(config.embedding_dropout_prob, 0)
         self.layers = nn.CellList(
             [_block(config, context, layer) for layer in range(config.num_layers)]
         )
         self.norm = LayerNorm(hidden, config.layernorm_epsilon)
-        self.tied = config.tie_word_embeddings
         if not self.tied:
             self.head = Linear(hidden, config.vocab_size, bias=False, std=std, dtype=dtype)
-        self.head_product = ops.MatMul(transpose_b=True)
         if not init.skip_initial_values():
             self.initialize(0)
 
@@ -87,4 +85,4 @@ class Gpt2(CausalLM):
 
     def logits(self, x: Tensor) -> Tensor:
         """x: [T, H]. Returns [T, V]."""
-        return self.head_product(x, self.embedding.weight) if self.tied else self.head(x)
+        return self.embedding.logits(x) if self.tied else self.head(x)

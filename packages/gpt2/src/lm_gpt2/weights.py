@@ -1,8 +1,9 @@
 """What others call GPT-2's weights.
 
-Our linear weights are stored [in, out]. So are OpenAI's and Hugging Face's (their "Conv1D"), with
-query, key and value side by side in one matrix. MindFormers keeps the three apart and stores them
-[out, in], but its other two kinds of weight [in, out].
+Our linear weights are stored [in, out], and so is an embedding that is the output head too. The
+linear weights of OpenAI and Hugging Face (their "Conv1D") are so as well, with query, key and value
+side by side in one matrix. MindFormers keeps the three apart and stores them [out, in], but its
+other two kinds of weight [in, out].
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ def shapes(config: Gpt2Config) -> dict[str, Shape]:
     """All parameters of the network under our own names."""
     hidden, inner = config.hidden_size, config.expand_ratio * config.hidden_size
     found: dict[str, Shape] = {
-        "embedding.weight": (config.vocab_size, hidden),
+        "embedding.weight": (hidden, config.vocab_size)
+        if _tied(config)
+        else (config.vocab_size, hidden),
         "position_embedding.weight": (config.positions, hidden),
     }
     for layer in range(config.num_layers):
@@ -34,6 +37,10 @@ def shapes(config: Gpt2Config) -> dict[str, Shape]:
     return found
 
 
+def _tied(config: Gpt2Config) -> bool:
+    return config.tie_word_embeddings
+
+
 def _norm(name: str, size: int) -> dict[str, Shape]:
     return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
 
@@ -46,7 +53,7 @@ _QKV_WEIGHT = tuple(f"layers.{{}}.attention.{name}.weight" for name in "qkv")
 _QKV_BIAS = tuple(f"layers.{{}}.attention.{name}.bias" for name in "qkv")
 
 _HF = [
-    ("transformer.wte.weight", "embedding.weight"),
+    ("transformer.wte.weight", "embedding.weight", Transpose(_tied)),
     ("transformer.wpe.weight", "position_embedding.weight"),
     ("transformer.h.{}.ln_1.weight", "layers.{}.attention_norm.weight"),
     ("transformer.h.{}.ln_1.bias", "layers.{}.attention_norm.bias"),
@@ -67,7 +74,7 @@ _HF = [
 ]
 
 _MINDFORMERS = [
-    ("backbone.embedding.word_embedding.embedding_table", "embedding.weight"),
+    ("backbone.embedding.word_embedding.embedding_table", "embedding.weight", Transpose(_tied)),
     ("backbone.embedding.position_embedding.embedding_table", "position_embedding.weight"),
     ("backbone.blocks.{}.layernorm1.gamma", "layers.{}.attention_norm.weight"),
     ("backbone.blocks.{}.layernorm1.beta", "layers.{}.attention_norm.bias"),

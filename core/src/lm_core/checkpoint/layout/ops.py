@@ -35,10 +35,18 @@ def _value(number: Any, config: Any) -> Any:
 
 @dataclass(frozen=True)
 class Transpose:
-    """Reverses the axes, [out, in] <-> [in, out]; vectors stay as they are."""
+    """Reverses the axes, [out, in] <-> [in, out]; vectors stay as they are.
+
+    Attributes:
+        when: the configurations for which it does so; None: all.
+    """
+
+    when: Callable[[Any], bool] | None = None
 
     def load(self, arrays: Arrays, config: Any) -> Arrays:
         """A view of each array."""
+        if self.when is not None and not self.when(config):
+            return arrays
         return [array.T for array in arrays]
 
     save = load
