@@ -280,7 +280,12 @@ def peek(directory: str | Path) -> dict[str, Any] | None:
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
-        return None
+        # The output of a run: all of its checkpoints are of one model.
+        inner = [p for depth in range(1, 5) for p in Path(directory).glob("*/" * depth + path.name)]
+        inner = [p for p in inner if (p.parent / "manifest.json").is_file()]
+        if not inner:
+            return None
+        path = max(inner, key=lambda found: found.stat().st_mtime)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

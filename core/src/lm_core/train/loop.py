@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from lm_core.errors import DataError, LmError
 from lm_core.log import get_logger
 from lm_core.train.batch import IGNORED, Columns, fill_rows, split_rows
-from lm_core.train.callbacks import Callback, Record
+from lm_core.train.callbacks import Callback, CheckpointMonitor, Record
 from lm_core.train.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ class TrainLoop:
     def steps(self) -> int:
         """Steps that are done, those before a resume included."""
         return self.state.step.steps
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint that was written last; None if there was none."""
+        saved = [item.last for item in self.callbacks if isinstance(item, CheckpointMonitor)]
+        return saved[-1] if saved else None
 
     def seconds_left(self) -> float:
         """An estimate from the last steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from lm_core.errors import ConfigError, DataError
 from lm_core.log import get_logger
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
+from lm_core.train import state as states
 from lm_core.train.batch import causal_batch
 from lm_core.train.callbacks import (
     Callback,
@@ -68,6 +69,31 @@ def checkpoint_folder(run: RunConfig, rank: int = 0) -> Path:
     if settings is not None and settings.directory:
         return Path(settings.directory) / f"rank_{rank}"
     return Path(run.output_dir) / "checkpoint" / f"rank_{rank}"
+
+
+def set_aside(run: RunConfig, files: MutableMapping[str, Path], rank: int = 0) -> None:
+    """Makes room for a new run: moves checkpoints of an earlier one, which nothing may overwrite.
+
+    Args:
+        run: the new run.
+        files: those that lie in what is moved are pointed to their new place.
+        rank: whose checkpoints.
+    """
+    folder = checkpoint_folder(run, rank)
+    if not states.checkpoints(folder):
+        return
+    number = 1
+    while (target := folder.parent / f".earlier-{number}" / folder.name).exists():
+        number += 1
+    target.parent.mkdir(parents=True, exist_ok=True)
+    inside = {
+        n: p.resolve().relative_to(folder.resolve())
+        for n, p in files.items()
+        if p.resolve().is_relative_to(folder.resolve())
+    }
+    folder.rename(target)
+    files.update({name: target / path for name, path in inside.items()})
+    log.warning("%s held checkpoints of an earlier run; they are in %s now", folder, target)
 
 
 def metrics_file(run: RunConfig, rank: int = 0) -> Path:

@@ -1,0 +1,27 @@
+"""`evaluate`: loss and perplexity of a trained model on records."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from lm_core.config.flags import add_run_arguments, resolve_run
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Flags that every run has."""
+    add_run_arguments(parser)
+
+
+def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
+    """Prints `PerplexityMetric: {'PerplexityMetric': {'loss': ..., 'PPL': ...}}`."""
+    settings = resolve_run(spec, args, overrides)
+    from lm_core.trainer import Trainer
+
+    result = Trainer(settings).evaluate()
+    for name in result:
+        print(f"{name}: {result}")
+    return 0

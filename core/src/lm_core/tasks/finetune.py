@@ -1,0 +1,28 @@
+"""`finetune`: trains weights that exist, all of them."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from lm_core.config.flags import add_run_arguments, resolve_run
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Flags of this verb, beside those that every run has."""
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="kept in every checkpoint (default: the start's)"
+    )
+
+
+def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
+    """Trains and saves checkpoints in output_dir."""
+    settings = resolve_run(spec, args, overrides)
+    from lm_core.trainer import Trainer
+
+    Trainer(settings, tokenizer=args.tokenizer).finetune()
+    return 0

@@ -1,0 +1,354 @@
+"""`Trainer`: trains, evaluates and predicts with one model; the verbs of the same names use it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_core import spec as registry
+from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer
+from lm_core.checkpoint import hub
+from lm_core.checkpoint.io import TOKENIZER_FILES
+from lm_core.config.schema import RunConfig
+from lm_core.config.section import suggest
+from lm_core.errors import CheckpointError, ConfigError
+from lm_core.log import get_logger
+from lm_core.pipeline import TextGenerationPipeline
+
+if TYPE_CHECKING:
+    from lm_core.nn.decoder import CausalLM
+    from lm_core.tokenizer.base import Tokenizer
+    from lm_core.train.callbacks import Callback
+    from lm_core.train.loop import TrainLoop
+
+TASKS = ("text_generation",)
+
+log = get_logger(__name__)
+
+
+class Trainer:
+    """One model through its life: `train`, `finetune`, `evaluate`, `predict`.
+
+    A later step goes on with the weights that an earlier one left in memory, unless it is given
+    others.
+
+    Args:
+        args: the run: a RunConfig, a YAML file, the name of a packaged run, or a mapping with the
+            same keys. None: the run that `model` names, or defaults.
+        task: "text_generation".
+        model: the name of a preset or run, a directory with weights, or a model; None where `args`
+            says it.
+        train_dataset: record file, or folder of such, instead of the run's.
+        eval_dataset: the same for evaluation.
+        tokenizer: a tokenizer or its directory; saved with every checkpoint. None: the one beside
+            the weights, where there are any.
+        pet_method: "" trains all weights.
+        callbacks: called beside those of the run.
+
+    Attributes:
+        run: the resolved run.
+        network: the model, once there is one.
+
+    Raises:
+        ConfigError: every problem of the run.
+    """
+
+    def __init__(
+        self,
+        args: RunConfig | str | Path | Mapping[str, Any] | None = None,
+        *,
+        task: str = "text_generation",
+        model: str | Path | CausalLM | None = None,
+        train_dataset: str | Path | None = None,
+        eval_dataset: str | Path | None = None,
+        tokenizer: Tokenizer | str | Path | None = None,
+        pet_method: str = "",
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        _check(task, pet_method)
+        self.network: CausalLM | None = None
+        self.run = self._read(args, model)
+        for section, path in (
+            (self.run.train_dataset, train_dataset),
+            (self.run.eval_dataset, eval_dataset),
+        ):
+            if path is not None:
+                section.data_loader.dataset_dir = str(path)
+        self.tokenizer = tokenizer
+        self.callbacks = list(callbacks)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def train(
+        self,
+        train_checkpoint: str | Path | bool = False,
+        *,
+        resume_training: bool | str | None = None,
+        do_eval: bool | None = None,
+    ) -> Path | None:
+        """Pre-trains: from random weights, or from those of `train_checkpoint`.
+
+        Args:
+            train_checkpoint: weights to start from; True: those of the run's `load_checkpoint`.
+            resume_training: instead of the run's: True, a step or a checkpoint.
+            do_eval: instead of the run's.
+
+        Returns:
+            the last checkpoint.
+
+        Raises:
+            LmError: something is missing or does not fit; all that is known of it.
+            KeyboardInterrupt: after Ctrl-C, when the state is saved (SystemExit after SIGTERM).
+        """
+        start = self.run.load_checkpoint if train_checkpoint is True else train_checkpoint
+        return self._train(str(start) if start else "", resume_training, do_eval)
+
+    def finetune(
+        self,
+        finetune_checkpoint: str | Path | bool = False,
+        *,
+        resume_training: bool | str | None = None,
+        do_eval: bool | None = None,
+    ) -> Path | None:
+        """Trains weights that exist: given here, named by the run, or in memory; else as `train`.
+
+        Raises:
+            CheckpointError: there are none. Random weights are never used unasked.
+        """
+        given = finetune_checkpoint if isinstance(finetune_checkpoint, str | Path) else ""
+        start = str(given or ("" if self.network is not None else self._named_checkpoint()))
+        if not start and self.network is None and not self._wants_resume(resume_training):
+            raise CheckpointError(
+                "load_checkpoint: is missing; fine-tuning must start from weights; add "
+                "--load_checkpoint DIR, or use pretrain (Trainer.train) to start from random "
+                "weights on purpose"
+            )
+        return self._train(start, resume_training, do_eval)
+
+    def evaluate(
+        self, eval_checkpoint: str | Path | bool = False, eval_dataset: str | Path | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Scores the model on all records of the evaluation data set.
+
+        Args:
+            eval_checkpoint: weights; else those in memory, else those that the run names.
+            eval_dataset: record file or folder, instead of the run's.
+
+        Returns:
+            `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, every token counting
+            once, so the batch size does not matter.
+
+        Raises:
+            LmError: no weights, no records, or ones that do not fit the model.
+        """
+        from lm_core.train import session
+
+        if eval_dataset is not None:
+            self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
+        records = session.open_records(self.run.eval_dataset, "eval_dataset")
+        model = self._with_weights(eval_checkpoint)
+        return {"PerplexityMetric": session.evaluator(self.run, model, records)()}
+
+    def predict(
+        self,
+        input_data: str | list[str],
+        predict_checkpoint: str | Path | bool | None = None,
+        *,
+        batch_size: int | None = None,
+        **generation: Any,
+    ) -> list[dict[str, list[str]]]:
+        """Continues texts: `[{"text_generation_text": [text]}]`.
+
+        Args:
+            input_data: a text or several.
+            predict_checkpoint: weights; else those in memory, else those that the run names.
+            batch_size: prompts computed at once.
+            generation: settings of GenerationConfig (`do_sample=False, max_length=20`).
+
+        Raises:
+            LmError: no weights, no tokenizer, or settings that cannot be.
+        """
+        model = self._with_weights(predict_checkpoint)
+        generator = TextGenerationPipeline(model, self._tokenizer())
+        options = {} if batch_size is None else {"batch_size": batch_size}
+        return generator(input_data, **options, **generation)
+
+    def _read(
+        self,
+        args: RunConfig | str | Path | Mapping[str, Any] | None,
+        model: str | Path | CausalLM | None,
+    ) -> RunConfig:
+        if isinstance(args, RunConfig):
+            run = args.model_copy(deep=True)
+        elif args is not None:
+            run = registry.read_run(args)
+        else:
+            run = _run_of(model)
+        if model is None:
+            return run
+        if not isinstance(model, str | Path):
+            self.network = model
+            run.model.config = model.config
+        elif Path(model).exists():
+            run.model.config = AutoConfig.from_pretrained(model)
+            run.load_checkpoint = run.load_checkpoint or str(model)
+        elif args is not None:
+            run.model.config = AutoConfig.from_pretrained(model)
+        return run
+
+    def _train(
+        self, start: str, resume_training: bool | str | None, do_eval: bool | None
+    ) -> Path | None:
+        run = self.run.model_copy(deep=True)
+        if resume_training is not None:
+            run.resume_training = resume_training
+        if do_eval is not None:
+            run.do_eval = do_eval
+        loop = self._loop(run, start)
+        loop.run()
+        if loop.stopped_by:
+            log.warning(
+                "stopped at step %d of %d; the same with resume_training True goes on from there",
+                loop.steps, loop.total_steps,
+            )  # fmt: skip
+            if loop.stopped_by == signal.SIGINT:
+                raise KeyboardInterrupt
+            sys.exit(128 + loop.stopped_by)
+        return loop.last_checkpoint
+
+    def _loop(self, run: RunConfig, start: str) -> TrainLoop:
+        """Everything that can be wrong is found before anything is computed."""
+        from lm_core.train import session, state
+
+        _check_adapters(run)
+        self._prepare(run)
+        train = session.open_records(run.train_dataset, "train_dataset")
+        evaluation = session.open_records(run.eval_dataset, "eval_dataset") if run.do_eval else None
+        folder = session.checkpoint_folder(run)
+        resume = state.find(run.resume_training, folder)
+        files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
+        self.network = self._start(run, start, resume is not None)
+        loop = session.build(run, self.network, train, evaluation, resume=resume, files=files)
+        loop.callbacks += self.callbacks
+        if resume is None:
+            session.set_aside(run, files)
+        return loop
+
+    def _start(self, run: RunConfig, start: str, resumed: bool) -> CausalLM:
+        """The model with the weights that training starts from."""
+        config = run.model.config
+        if resumed and self.network is None:
+            from lm_core.nn.init import no_initial_values
+            from lm_core.parallel.context import ParallelContext
+
+            with no_initial_values():
+                return hub.family_of(config).build(config, ParallelContext.local())
+        if start and not resumed:
+            return AutoModel.from_pretrained(start, config=config)
+        if self.network is not None:
+            return self.network
+        fresh = config.copy(checkpoint_name_or_path="")
+        return AutoModel.from_config(fresh, seed=run.seed)
+
+    def _with_weights(self, checkpoint: str | Path | bool | None) -> CausalLM:
+        """The model with the weights that were given, are in memory, or that the run names."""
+        self._prepare(self.run)
+        if isinstance(checkpoint, str | Path) and checkpoint:
+            self.network = AutoModel.from_pretrained(checkpoint, config=self.run.model.config)
+        elif self.network is None:
+            named = self._named_checkpoint()
+            if not named:
+                raise CheckpointError(
+                    "load_checkpoint: is missing; must be the weights to use; "
+                    "add --load_checkpoint DIR"
+                )
+            self.network = AutoModel.from_pretrained(named, config=self.run.model.config)
+        return self.network
+
+    def _named_checkpoint(self) -> str:
+        return self.run.load_checkpoint or self.run.model.config.checkpoint_name_or_path or ""
+
+    def _wants_resume(self, resume_training: bool | str | None) -> bool:
+        """Whether a checkpoint is there to go on from, which then is the start."""
+        from lm_core.train import session, state
+
+        wanted = self.run.resume_training if resume_training is None else resume_training
+        return state.find(wanted, session.checkpoint_folder(self.run)) is not None
+
+    def _prepare(self, run: RunConfig) -> None:
+        from lm_core.parallel.context import init_context
+
+        init_context(run.use_parallel, run.context)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            named = _vocabulary(self.run) or self._named_checkpoint()
+            if not named:
+                raise ConfigError(
+                    "tokenizer: is missing; must be a tokenizer or its directory; "
+                    "give Trainer(tokenizer=DIR)"
+                )
+            self.tokenizer = named
+        if isinstance(self.tokenizer, str | Path):
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        return self.tokenizer
+
+    def _tokenizer_files(self, run: RunConfig, start: str) -> dict[str, Path]:
+        """The files to keep in every checkpoint, by name; none where no tokenizer is known."""
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str | Path):
+            self._scratch = tempfile.TemporaryDirectory(prefix="lm-tokenizer-")
+            self.tokenizer.save_pretrained(self._scratch.name)
+            folder = Path(self._scratch.name)
+        else:
+            named = self.tokenizer or _vocabulary(run) or start
+            if not named:
+                return {}
+            folder = hub.tokenizer_directory(named)[1]
+        found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+        if self.tokenizer is not None and not found:
+            raise ConfigError(f"tokenizer: {folder} has no tokenizer files; give another folder")
+        return found
+
+
+def _check(task: str, pet_method: str) -> None:
+    problems = []
+    if task not in TASKS:
+        problems.append(f"task: {task!r} is not trained; {suggest(task, TASKS)}")
+    if pet_method:
+        problems.append(f"pet_method: {pet_method!r} is not built yet; leave it out")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_adapters(run: RunConfig) -> None:
+    if run.model.config.pet_config is not None:
+        raise ConfigError(
+            "model.model_config.pet_config: adapters are not built yet; must be left out; "
+            "remove it to train all weights"
+        )
+
+
+def _run_of(model: str | Path | CausalLM | None) -> RunConfig:
+    """The run that a model's name stands for; defaults where it has none."""
+    if model is None:
+        raise ConfigError("model: is missing; must be a name, a directory or a model; give one")
+    if isinstance(model, str | Path) and not Path(model).exists():
+        spec = registry.find(str(model))
+        known = str(model) in spec.run_names()
+        return registry.read_run(
+            str(model) if known else {"model": {"model_config": {"preset": str(model)}}}
+        )
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str | Path) else model.config
+    preset = next(iter(hub.family_of(config).presets))
+    run = registry.read_run({"model": {"model_config": {"preset": preset}}})
+    run.model.config = config
+    return run
+
+
+def _vocabulary(run: RunConfig) -> str:
+    """The folder of the vocabulary that the run names."""
+    named = run.processor.tokenizer.vocab_file
+    return str(Path(named).parent) if named else ""
