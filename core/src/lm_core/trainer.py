@@ -208,7 +208,9 @@ class Trainer:
         if do_eval is not None:
             run.do_eval = do_eval
         loop = self._loop(run, start)
+        assert self.network is not None
         loop.run()
+        self.network.set_train(False)  # what is computed next has no dropout
         if loop.stopped_by:
             log.warning(
                 "stopped at step %d of %d; the same with resume_training True goes on from there",

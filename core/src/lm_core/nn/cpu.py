@@ -10,7 +10,9 @@ forms agree with float64 as closely as MindSpore's own):
 Two more things shape this file. The products and sums of two tensors of unequal shapes keep 4 times
 their output's memory for as long as the graph lives, so a row or a column is spread by a product
 with ones. And a Parameter that is given to a Cell with `bprop` is copied at every call, so outside
-of training these Cells are not used.
+of training these Cells are not used. What a backward pass computes from values of the forward pass
+alone would be computed in the forward pass already and kept; `ops.depend` ties it to the incoming
+gradient.
 """
 
 from __future__ import annotations

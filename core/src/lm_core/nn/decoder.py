@@ -15,6 +15,7 @@ from lm_core.nn.dropout import Dropout
 from lm_core.nn.embedding import Embedding, TiedEmbedding
 from lm_core.nn.linear import Linear
 from lm_core.nn.loss import CrossEntropy
+from lm_core.nn.norm import LayerNorm
 from lm_core.parallel import backend
 from lm_core.parallel.context import ParallelContext
 
@@ -211,6 +212,14 @@ class CausalLM(nn.Cell):
                 weight.set_data(
                     Tensor(init.normal(seed, weight.name, weight.shape, cell.std), weight.dtype)
                 )
+
+    def recompute_layers(self) -> None:
+        """Keeps the inputs of layers only and computes the rest again in the backward pass."""
+        for layer in self.layers:
+            layer.recompute()
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, LayerNorm):
+                cell.composed = False
 
     def set_dropout(self, seed: int, step: int) -> None:
         """Chooses the dropout masks of the next training step."""

@@ -130,6 +130,7 @@ class TrainLoop:
             self._report(result, rate, place[0], time.perf_counter() - start)
             if not stop:
                 self._evaluate_if_due()
+            stop.renew()
             for callback in self.callbacks:
                 callback.end_step(self)
             if stop or self.steps >= self.total_steps:

@@ -126,8 +126,7 @@ def build(
     config = model.config
     train.check_length(config.seq_length)
     if run.recompute_config.recompute:
-        for layer in model.layers:
-            layer.recompute()
+        model.recompute_layers()
     data = _batches(run, train, config.vocab_size)
     total = _total_steps(run, data.steps_per_epoch)
     schedule = schedules.from_config(

@@ -65,6 +65,12 @@ class StopRequest:
             os.close(end)
         self._pipe = None
 
+    def renew(self) -> None:
+        """After a graph was compiled, where MindSpore takes SIGINT for itself and sends SIGTERM."""
+        if self._pipe is not None:
+            for number in _SIGNALS:
+                signal.signal(number, self._handle)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
 

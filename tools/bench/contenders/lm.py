@@ -1,0 +1,89 @@
+"""This project, through what users call."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_core import AutoModel
+
+sys.path.append(str(Path(__file__).parents[2]))  # tools: demo_corpus
+
+
+class Lm:
+    """lm-gpt2."""
+
+    def version(self) -> str:
+        """Versions of what computes."""
+        import mindspore
+
+        import lm_core
+
+        return f"lm {lm_core.__version__}, mindspore {mindspore.__version__}"
+
+    def load(self, folder: str) -> None:
+        """Reads the model."""
+        self.model = AutoModel.from_pretrained(folder)
+
+    def decode(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
+        """Greedy tokens of a whole generation, and its seconds."""
+        start = time.perf_counter()
+        rows = self.model.generate(prompts, max_new_tokens=new, do_sample=False, eos_token_id=[])
+        seconds = time.perf_counter() - start
+        return {"tokens": [row[len(prompts[0]) :].tolist() for row in rows], "seconds": seconds}
+
+    def start_training(self, learning_rate: float, variant: str) -> None:
+        """Compiles nothing yet."""
+        from lm_core.train.optimizer import AdamW
+        from lm_core.train.step import TrainStep, trained_parameters
+
+        self.rate = learning_rate
+        optimizer = AdamW(trained_parameters(self.model), weight_decay=0.0)
+        self.step = TrainStep(self.model, optimizer, max_grad_norm=1.0)
+
+    def train(self, rows: list[list[int]]) -> dict[str, float]:
+        """One step; its loss and seconds."""
+        ids = np.asarray(rows, np.int32)
+        batch = (np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:]))
+        start = time.perf_counter()
+        result = self.step([batch], self.rate)
+        return {"seconds": time.perf_counter() - start, "loss": result.loss}
+
+    def prepare_text(self, folder: str) -> None:
+        """Text that is on every machine, and a vocabulary learnt from it."""
+        import demo_corpus
+
+        from lm_core.tokenizer.bpe_train import train_bpe
+        from lm_gpt2.tokenizer import Gpt2Tokenizer
+
+        corpus = demo_corpus.collect(8.0)
+        texts = Path(folder) / "texts"
+        texts.mkdir(parents=True)
+        for number, text in enumerate(corpus.train.values()):
+            (texts / f"{number}.txt").write_text(text, encoding="utf-8")
+        learnt = train_bpe(list(corpus.train.values())[::4], 8192)
+        Gpt2Tokenizer(*learnt).save_pretrained(Path(folder) / "tokenizer")
+
+    def preprocess(self, folder: str) -> float:
+        """Tokens per second from text files to a file of records, on one process."""
+        from lm_core.cli import main
+        from lm_core.data.pipeline import RecordDataset
+
+        target = Path(folder) / f"records-{time.monotonic_ns()}.mindrecord"
+        start = time.perf_counter()
+        status = main(
+            [
+                "preprocess", "gpt2", "text",
+                "--input_file", str(Path(folder) / "texts"), "--output_file", str(target),
+                "--tokenizer", str(Path(folder) / "tokenizer"),
+                "--max_length", "1025", "--num_process", "1",
+            ]
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        assert status == 0, "preprocess failed"
+        records = RecordDataset(target)
+        return len(records) * records.row_length / seconds

@@ -1,0 +1,113 @@
+"""Tables, and RESULTS.md, whose hand-written part is kept."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+INTRODUCTION = f"""# Benchmark
+
+`hatch run bench:run` measures this project and its peers in turn and rewrites the part between the
+two comments.
+
+{BEGIN}
+{END}
+
+## What was tried
+"""
+HEAD = """\
+| what | against | ratio: median (range) | target | met | lm | they | share of read bandwidth |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Us divided by them, round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A line for each row and peer."""
+    return HEAD + "".join(line for row in results.values() for line in _lines(row))
+
+
+def _lines(row: dict[str, Any]) -> list[str]:
+    ours, unit = row["values"]["lm"], row["unit"]
+    targets = dict(row["targets"])
+    lines = []
+    for name, theirs in row["values"].items():
+        if name == "lm":
+            continue
+        found = ratios(ours, theirs)
+        middle = median(found)
+        target = targets.get(name)
+        sign = ">=" if row["higher"] else "<="
+        met = target is None or (middle >= target if row["higher"] else middle <= target)
+        cells = [
+            row["title"],
+            name,
+            f"**{middle:.2f}** ({min(found):.2f} - {max(found):.2f})",
+            "" if target is None else f"{sign} {target:g}",
+            "" if target is None else ("yes" if met else "**no**"),
+            f"{_short(median(ours))} {unit}",
+            f"{_short(median(theirs))} {unit}",
+            _shares(row, name),
+        ]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    for name, why in row["missing"].items():
+        if name not in row["values"]:
+            lines.append(f"| {row['title']} | {name} | {why} | | | | | |\n")
+    return lines
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _shares(row: dict[str, Any], name: str) -> str:
+    if "shares" not in row:
+        return ""
+    ours, theirs = (100 * median(row["shares"][key]) for key in ("lm", name))
+    return f"lm {ours:.0f} %, they {theirs:.0f} %"
+
+
+def machine() -> str:
+    """What this was measured on."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        found = re.search(r"model name\s*: (.*)", info)
+        name = found[1] if found else platform.processor()
+        memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+        size = f", {int(memory[1]) / 2**20:.0f} GiB" if memory else ""
+    except OSError:
+        name, size = platform.processor(), ""
+    return f"{name}, {os.cpu_count()} cores{size}, Python {platform.python_version()}"
+
+
+def measured(results: dict[str, dict[str, Any]]) -> str:
+    """The generated part."""
+    versions = {k: v for row in results.values() for k, v in row["versions"].items()}
+    rounds = max(len(row["values"]["lm"]) for row in results.values())
+    return (
+        f"Measured on {datetime.date.today()}, {machine()}, 2 threads for everybody; "
+        f"{'; '.join(versions.values())}.\n\n"
+        f"GPT-2 124M, random weights, float32, the same for all; tokens and first losses are "
+        f"checked to agree. {rounds} rounds (memory: one) in which all have their turn; ratio = lm "
+        f"divided by the peer within a round. The machine is shared and its speed drifts, so the "
+        f"absolute numbers are for orientation only. Share of read bandwidth = bytes of weights x "
+        f"steps/s over what two threads read just before and after.\n\n" + table(results)
+    )
+
+
+def write(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Replaces the generated part of RESULTS.md."""
+    text = path.read_text(encoding="utf-8") if path.exists() else INTRODUCTION
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{measured(results)}{END}{after}", encoding="utf-8")
