@@ -114,13 +114,13 @@ class Lines:
         total: float | None,
         desc: str,
         unit: str,
-        initial: int = 0,
+        initial: float = 0,
         interval: float = 10.0,
     ) -> None:
         self.iterable, self.total, self.desc, self.unit = iterable, total, desc, unit
         self.n, self.initial, self.interval, self.postfix = initial, initial, interval, ""
         self.start = self.last = time.monotonic()
-        self.shown = -1
+        self.shown = -1.0
         self.closed = False
 
     def __iter__(self) -> Iterator[Any]:

@@ -173,8 +173,7 @@ class Trainer:
         """
         model = self._with_weights(predict_checkpoint)
         generator = TextGenerationPipeline(model, self._tokenizer())
-        options = {} if batch_size is None else {"batch_size": batch_size}
-        return generator(input_data, **options, **generation)
+        return generator(input_data, batch_size=batch_size, **generation)
 
     def _read(
         self,

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -306,7 +306,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _render(files: dict[str, dict[str, object]]) -> bytes:
+def _render(files: Mapping[str, Mapping[str, object]]) -> bytes:
     # A checksum of its own tells a damaged manifest from a damaged file.
     own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     values = {"version": 1, "files": files, "sha256": own}

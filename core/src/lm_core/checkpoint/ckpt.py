@@ -75,7 +75,7 @@ class CkptFile:
         """Reads the tensor; nothing is mapped or kept."""
         shape, dtype = self.specs[name]
         array = np.empty(shape, dtype)
-        flat = memoryview(array.reshape(-1).view(np.uint8))
+        flat = array.reshape(-1).view(np.uint8).data
         with self.path.open("rb") as file:
             done = 0
             for start, length in self._parts[name]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io
-from lm_core.checkpoint.layout.table import Native, Table
+from lm_core.checkpoint.layout.table import Mapped, Native, Table
 from lm_core.checkpoint.layout.tensors import Tensors
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError, ConfigError
@@ -64,7 +64,7 @@ class Source:
         """The layout of the weights."""
         return table_of(self.spec, self.layout)
 
-    def tensors(self, config: ModelConfig | None = None, absent: Collection[str] = ()) -> Tensors:
+    def tensors(self, config: ModelConfig | None = None, absent: Collection[str] = ()) -> Mapped:
         """The weights under our own names, checked by their manifest if they have one.
 
         Args:

@@ -206,7 +206,7 @@ def blocks(array: np.ndarray) -> Iterator[memoryview]:
     rows = max(1, _BLOCK * len(array) // max(array.nbytes, 1))
     for start in range(0, len(array), rows):
         piece = np.ascontiguousarray(array[start : start + rows])
-        yield memoryview(piece.reshape(-1).view(np.uint8))
+        yield piece.reshape(-1).view(np.uint8).data
 
 
 def _write_array(file: BinaryIO, name: str, tensors: Tensors, progress: Progress | None) -> None:

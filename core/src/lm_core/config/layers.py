@@ -139,7 +139,8 @@ class Layers:
             path = (*path, key)
             if len(path) <= len(sections):
                 place = _enter(place, key)
-        place[key] = deepcopy(change.value)
+        assert isinstance(place, dict | list)
+        place[key] = deepcopy(change.value)  # type: ignore[index]
         self._forget(path)
         self.origins[path] = change.label
         if change.text is not None:
@@ -230,7 +231,7 @@ def _paths(values: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
 def _changes(overrides: Iterable[str | Override] | Mapping[str, Any]) -> Iterator[Override]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            yield Override(_split(key), deepcopy(value), "call")
+            yield Override(_split(str(key)), deepcopy(value), "call")
         return
     for item in overrides:
         yield Override.parse(item) if isinstance(item, str) else item

@@ -171,7 +171,9 @@ class RunConfig(Section):
     runner_wrapper: RunnerWrapper = RunnerWrapper()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_schedule: LrSchedule = LrSchedule()
-    callbacks: list[Callback] = Field(default_factory=lambda: [LossMonitor(), CheckpointMonitor()])
+    callbacks: list[Callback] = Field(
+        default_factory=lambda: list[Callback]([LossMonitor(), CheckpointMonitor()])
+    )
     eval_callbacks: list[Callback] = Field(default_factory=list)
     do_eval: bool = False
     eval_step_interval: int = 100

@@ -140,7 +140,7 @@ class GenerationConfig:
         if value is None:
             return ()
         return (
-            (int(value),) if isinstance(value, Integral) else tuple(int(token) for token in value)
+            tuple(int(token) for token in value) if isinstance(value, Iterable) else (int(value),)
         )
 
     def _check_ids(self, vocab_size: int) -> None:
@@ -156,8 +156,8 @@ class GenerationConfig:
             raise GenerationError(*found)
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, least: float) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _real(value: Any) -> bool:

@@ -159,7 +159,7 @@ def fit(
     ]
     if problems:
         raise GenerationError(*problems[:MOST_PROBLEMS])
-    wanted = np.full(len(prompts), settings.max_length or settings.max_new_tokens + context)
+    wanted = np.full(len(prompts), settings.max_length or (settings.max_new_tokens or 0) + context)
     if settings.max_new_tokens:
         wanted = np.minimum(wanted, lengths + settings.max_new_tokens)
     if wanted.max() > context:

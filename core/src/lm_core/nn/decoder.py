@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ class CausalLM(nn.Cell):
         self.dropout_state = Parameter(
             Tensor(np.zeros(2, np.int32)), name="dropout_state", requires_grad=False
         )
-        self._graphs: dict[str, nn.Cell] = {}
+        self._graphs: dict[str, Callable[..., Tensor]] = {}
 
     def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
         """ids, positions: int32 [T]. Returns the input of the first block, [T, H]."""

@@ -63,7 +63,7 @@ class Linear(nn.Cell):
             y = self.matmul(
                 x.astype(self.compute_type), self.weight.astype(self.compute_type)
             ).astype(x.dtype)
-            return y + self.bias.astype(x.dtype) if self.has_bias else y
+            return y if self.bias is None else y + self.bias.astype(x.dtype)
         y = self.matmul(x, self.weight)
         if not self.has_bias:
             return y

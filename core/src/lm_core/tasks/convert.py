@@ -11,7 +11,8 @@ from lm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lm_core.checkpoint.hub import Source
-    from lm_core.checkpoint.layout import Tensors
+    from lm_core.checkpoint.layout import Cast, Tensors
+    from lm_core.checkpoint.layout.table import Mapped
     from lm_core.checkpoint.tensorfile import Progress
     from lm_core.config.model import ModelConfig
     from lm_core.spec import ModelSpec
@@ -52,7 +53,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
         )
     source = hub.resolve(args.input, spec=spec, config=_config(args.config))
     source = hub.weights(args.input, source)
-    ours: Tensors = source.tensors()
+    ours: Mapped | Cast = source.tensors()
     if args.dtype:
         ours = Cast(ours, args.dtype)
     total = total_bytes(ours) / 1e6
@@ -69,7 +70,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
 def write(
     directory: Path,
     source: Source,
-    ours: Tensors,
+    ours: Mapped | Cast,
     layout: str,
     limit: int | None,
     progress: Progress,

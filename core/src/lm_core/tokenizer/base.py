@@ -190,6 +190,7 @@ class Tokenizer:
 
     def _ids_between_specials(self, text: str) -> list[int]:
         ids, end = [], 0
+        assert self._special_pattern is not None
         for match in self._special_pattern.finditer(text):
             ids.extend(self._encode(text[end : match.start()]))
             ids.append(self.special[match.group()])

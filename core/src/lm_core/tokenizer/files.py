@@ -115,7 +115,8 @@ def _read_tokenizer_json(path: Path) -> tuple[Bpe, dict[str, int]]:
     if any(len(pair) != 2 for pair in pairs):
         raise TokenizerError(f"{path}: a merge is not two tokens; the file is damaged")
     added = {token["content"]: token["id"] for token in value.get("added_tokens") or []}
-    return Bpe(_checked_vocab(path, model["vocab"]), pairs), added
+    merges = [(first, second) for first, second in pairs]
+    return Bpe(_checked_vocab(path, model["vocab"]), merges), added
 
 
 def _checked_vocab(path: Path, vocab: Mapping[str, Any]) -> dict[str, int]:

@@ -141,7 +141,7 @@ class TensorBoard(Callback):
 
     def __init__(self, directory: Path, every: int = 1) -> None:
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
         except ImportError as error:
             raise ConfigError(
                 "callbacks: SummaryMonitor needs tensorboardX, which is not installed; "

@@ -18,7 +18,7 @@ compiled twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import mindspore as ms
@@ -55,9 +55,8 @@ class Optimizer(nn.Cell):
         """The float32 state by name, for checkpoints."""
         raise NotImplementedError
 
-    def construct(self, gradients: tuple[Tensor, ...], factor: Tensor, *scalars: Tensor) -> Tensor:
-        """Applies one update. The gradients count multiplied by `factor`."""
-        raise NotImplementedError
+    construct: Callable[..., Tensor]
+    """`construct(gradients, factor, *scalars)`: one update with the gradients times `factor`."""
 
 
 class AdamW(Optimizer):
@@ -90,7 +89,7 @@ class AdamW(Optimizer):
         self.second = _zeros("adam.v", parameters)
         self.decayed = tuple(weight_decay > 0.0 and decays(p) for p in parameters)
         self.fused = tuple(p.dtype == ms.float32 for p in parameters)
-        self.apply = ops.AdamWeightDecay()
+        self.fused_rule = ops.AdamWeightDecay()
 
     def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, ...]:
         c1 = 1.0 - self.beta1**update if self.bias_correction else 1.0
@@ -113,7 +112,7 @@ class AdamW(Optimizer):
         for i in range(len(self.parameters)):
             gradient = gradients[i].astype(ms.float32) * factor
             if self.fused[i]:
-                changed = self.apply(
+                changed = self.fused_rule(
                     self.parameters[i],
                     self.first[i],
                     self.second[i],

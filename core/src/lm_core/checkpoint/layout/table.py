@@ -220,7 +220,7 @@ class Table:
                 continue
             used = [unused.pop(name, None) for name in row.theirs]
             found = tuple(name for name in used if name is not None)
-            if not active:
+            if not active and row.tie is not None:
                 ties += [(row.tie.to, name) for name in found]
             elif len(found) < len(used):
                 lacking = [

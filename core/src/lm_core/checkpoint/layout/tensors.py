@@ -46,9 +46,12 @@ class Tensors(Protocol):
         metadata: notes of whoever wrote the file.
     """
 
-    where: str
-    specs: Mapping[str, TensorSpec]
-    metadata: Mapping[str, str]
+    @property
+    def where(self) -> str: ...
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
 
     def read(self, name: str) -> np.ndarray:
         """The array, which the caller may keep but not change."""
