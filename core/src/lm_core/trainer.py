@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from lm_core.checkpoint import hub
 from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
-from lm_core.errors import CheckpointError, ConfigError
+from lm_core.errors import CheckpointError, ConfigError, LmError
 from lm_core.log import get_logger
 from lm_core.pipeline import TextGenerationPipeline
 
@@ -120,13 +120,7 @@ class Trainer:
         """
         given = finetune_checkpoint if isinstance(finetune_checkpoint, str | Path) else ""
         start = str(given or ("" if self.network is not None else self._named_checkpoint()))
-        if not start and self.network is None and not self._wants_resume(resume_training):
-            raise CheckpointError(
-                "load_checkpoint: is missing; fine-tuning must start from weights; add "
-                "--load_checkpoint DIR, or use pretrain (Trainer.train) to start from random "
-                "weights on purpose"
-            )
-        return self._train(start, resume_training, do_eval)
+        return self._train(start, resume_training, do_eval, from_random=False)
 
     def evaluate(
         self, eval_checkpoint: str | Path | bool = False, eval_dataset: str | Path | None = None
@@ -148,8 +142,11 @@ class Trainer:
 
         if eval_dataset is not None:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
-        records = session.open_records(self.run.eval_dataset, "eval_dataset")
-        model = self._with_weights(eval_checkpoint)
+        found, records = _all_of(
+            lambda: self._weights(eval_checkpoint),
+            lambda: session.open_records(self.run.eval_dataset, "eval_dataset"),
+        )
+        model = self._with_weights(found)
         return {"PerplexityMetric": session.evaluator(self.run, model, records)()}
 
     def predict(
@@ -171,7 +168,7 @@ class Trainer:
         Raises:
             LmError: no weights, no tokenizer, or settings that cannot be.
         """
-        model = self._with_weights(predict_checkpoint)
+        model = self._with_weights(self._weights(predict_checkpoint))
         generator = TextGenerationPipeline(model, self._tokenizer())
         return generator(input_data, batch_size=batch_size, **generation)
 
@@ -199,14 +196,18 @@ class Trainer:
         return run
 
     def _train(
-        self, start: str, resume_training: bool | str | None, do_eval: bool | None
+        self,
+        start: str,
+        resume_training: bool | str | None,
+        do_eval: bool | None,
+        from_random: bool = True,
     ) -> Path | None:
         run = self.run.model_copy(deep=True)
         if resume_training is not None:
             run.resume_training = resume_training
         if do_eval is not None:
             run.do_eval = do_eval
-        loop = self._loop(run, start)
+        loop = self._loop(run, start, from_random)
         assert self.network is not None
         loop.run()
         self.network.set_train(False)  # what is computed next has no dropout
@@ -220,23 +221,41 @@ class Trainer:
             sys.exit(128 + loop.stopped_by)
         return loop.last_checkpoint
 
-    def _loop(self, run: RunConfig, start: str) -> TrainLoop:
+    def _loop(self, run: RunConfig, start: str, from_random: bool) -> TrainLoop:
         """Everything that can be wrong is found before anything is computed."""
         from lm_core.train import session, state
 
-        _check_adapters(run)
         self._prepare(run)
-        train = session.open_records(run.train_dataset, "train_dataset")
-        evaluation = session.open_records(run.eval_dataset, "eval_dataset") if run.do_eval else None
-        folder = session.checkpoint_folder(run)
-        resume = state.find(run.resume_training, folder)
+        train, evaluation, resume, _, _ = _all_of(
+            lambda: session.open_records(run.train_dataset, "train_dataset"),
+            lambda: session.open_records(run.eval_dataset, "eval_dataset") if run.do_eval else None,
+            lambda: state.find(run.resume_training, session.checkpoint_folder(run)),
+            lambda: self._check_start(run, start, from_random),
+            lambda: _check_adapters(run),
+        )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
         self.network = self._start(run, start, resume is not None)
         loop = session.build(run, self.network, train, evaluation, resume=resume, files=files)
         loop.callbacks += self.callbacks
         if resume is None:
             session.set_aside(run, files)
+        session.write_run(run)
         return loop
+
+    def _check_start(self, run: RunConfig, start: str, from_random: bool) -> None:
+        from lm_core.train import session, state
+
+        if start or from_random or self.network is not None:
+            return
+        going_on: Any = run.resume_training
+        if going_on is True:
+            going_on = state.checkpoints(session.checkpoint_folder(run))
+        if not going_on:
+            raise CheckpointError(
+                "load_checkpoint: is missing; fine-tuning must start from weights; add "
+                "--load_checkpoint DIR, or use pretrain (Trainer.train) to start from random "
+                "weights on purpose"
+            )
 
     def _start(self, run: RunConfig, start: str, resumed: bool) -> CausalLM:
         """The model with the weights that training starts from."""
@@ -254,30 +273,25 @@ class Trainer:
         fresh = config.copy(checkpoint_name_or_path="")
         return AutoModel.from_config(fresh, seed=run.seed)
 
-    def _with_weights(self, checkpoint: str | Path | bool | None) -> CausalLM:
-        """The model with the weights that were given, are in memory, or that the run names."""
+    def _weights(self, checkpoint: str | Path | bool | None) -> str | Path:
+        """Where weights come from: what is given, "" for those in memory, what the run names."""
+        given = checkpoint if isinstance(checkpoint, str | Path) else ""
+        found = given or ("" if self.network is not None else self._named_checkpoint())
+        if not found and self.network is None:
+            raise CheckpointError(
+                "load_checkpoint: is missing; must be the weights to use; add --load_checkpoint DIR"
+            )
+        return found
+
+    def _with_weights(self, found: str | Path) -> CausalLM:
+        """The model with the weights of `_weights`."""
         self._prepare(self.run)
-        if isinstance(checkpoint, str | Path) and checkpoint:
-            self.network = AutoModel.from_pretrained(checkpoint, config=self.run.model.config)
-        elif self.network is None:
-            named = self._named_checkpoint()
-            if not named:
-                raise CheckpointError(
-                    "load_checkpoint: is missing; must be the weights to use; "
-                    "add --load_checkpoint DIR"
-                )
-            self.network = AutoModel.from_pretrained(named, config=self.run.model.config)
+        if found or self.network is None:
+            self.network = AutoModel.from_pretrained(found, config=self.run.model.config)
         return self.network
 
     def _named_checkpoint(self) -> str:
         return self.run.load_checkpoint or self.run.model.config.checkpoint_name_or_path or ""
-
-    def _wants_resume(self, resume_training: bool | str | None) -> bool:
-        """Whether a checkpoint is there to go on from, which then is the start."""
-        from lm_core.train import session, state
-
-        wanted = self.run.resume_training if resume_training is None else resume_training
-        return state.find(wanted, session.checkpoint_folder(self.run)) is not None
 
     def _prepare(self, run: RunConfig) -> None:
         from lm_core.parallel.context import init_context
@@ -312,6 +326,20 @@ class Trainer:
         if self.tokenizer is not None and not found:
             raise ConfigError(f"tokenizer: {folder} has no tokenizer files; give another folder")
         return found
+
+
+def _all_of(*makers: Callable[[], Any]) -> list[Any]:
+    """What each of them returns; if some fail, one error with the problems of all."""
+    found, errors = [], []
+    for make in makers:
+        try:
+            found.append(make())
+        except LmError as error:
+            errors.append(error)
+    if errors:
+        problems = [problem for error in errors for problem in error.problems]
+        raise (type(errors[0]) if len({type(e) for e in errors}) == 1 else LmError)(*problems)
+    return found
 
 
 def _check(task: str, pet_method: str) -> None:

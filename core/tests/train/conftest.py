@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
+from lm_core.config.model import ModelConfig
+from lm_core.data.mindrecord import RecordWriter
+from lm_core.data.pipeline import BatchIterator, RecordDataset
 from lm_core.nn.dropout import Dropout
 from lm_core.nn.loss import CrossEntropy
 from lm_core.parallel import backend
+from lm_core.train.batch import causal_batch
+from lm_core.train.loop import Plan, TrainLoop
+from lm_core.train.loss_scale import LossScale
+from lm_core.train.optimizer import AdamW
+from lm_core.train.schedule import Schedule
+from lm_core.train.state import TrainState
+from lm_core.train.step import TrainStep, trained_parameters
 
-VOCABULARY = 23
+VOCABULARY, LENGTH, RECORDS = 23, 6, 22
 
 
 class TinyModel(nn.Cell):
@@ -37,6 +47,9 @@ class TinyModel(nn.Cell):
         self.dropout = Dropout(rate, 0)
         self.state = Parameter(Tensor(np.zeros(2, np.int32)), name="dropout", requires_grad=False)
         self.cross_entropy = CrossEntropy()
+        self.config = ModelConfig(
+            vocab_size=VOCABULARY, hidden_size=hidden, num_layers=1, num_heads=1, seq_length=LENGTH
+        )
 
     def loss_terms(self, input_ids: Tensor, labels: Tensor):
         key = self.state[0] * 668265263 + self.state[1] * 374761393
@@ -75,3 +88,60 @@ def micro_batch() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         return ids, labels
 
     return make
+
+
+@pytest.fixture(scope="session")
+def record_file(tmp_path_factory):
+    """22 records; of each a different part is trained, record 21 only in its last token."""
+    path = tmp_path_factory.mktemp("records") / "tiny.mindrecord"
+    generator = np.random.default_rng(1)
+    with RecordWriter(path, ("input_ids", "attention_mask")) as writer:
+        for number in range(RECORDS):
+            ids = generator.integers(0, VOCABULARY, LENGTH + 1).astype(np.int32)
+            mask = (generator.random(LENGTH + 1) < 0.5).astype(np.int32)
+            mask[-1] = 1
+            if number == RECORDS - 1:
+                mask[:-1] = 0
+            writer.write({"input_ids": ids, "attention_mask": mask})
+    return path
+
+
+@pytest.fixture
+def make_loop(record_file):
+    """`make_loop(total, ...)` -> a loop over the records, ready to run."""
+
+    def make(
+        total=8, *, batch=4, accumulation=1, rate=0.3, scale=None, learning_rate=1e-2, path=None,
+        shuffle=True, drop_remainder=True, metrics=None, callbacks=(), evaluate=None, **plan,
+    ):  # fmt: skip
+        model = TinyModel(rate=rate)
+        data = BatchIterator(
+            RecordDataset(path or record_file), batch, seed=3, shuffle=shuffle,
+            drop_remainder=drop_remainder, vocab_size=VOCABULARY,
+        )  # fmt: skip
+        optimizer = AdamW(trained_parameters(model), weight_decay=0.1)
+        step = TrainStep(model, optimizer, accumulation=accumulation, seed=5)
+        state = TrainState(model, step, scale or LossScale(), data, "seed: 5\n", metrics)
+        schedule = Schedule(kind="cosine", learning_rate=learning_rate, total_steps=8)
+        plan = Plan(total_steps=total, rows=batch, **plan)
+        return TrainLoop(state, schedule, plan, causal_batch, callbacks, evaluate)
+
+    return make
+
+
+@pytest.fixture
+def records_of():
+    """A callback that keeps what every step and evaluation reported."""
+    from lm_core.train.callbacks import Callback
+
+    class Keep(Callback):
+        def __init__(self):
+            self.steps, self.evaluations = [], []
+
+        def after_step(self, loop, record):
+            self.steps.append(record)
+
+        def after_evaluation(self, loop, record):
+            self.evaluations.append(record)
+
+    return Keep

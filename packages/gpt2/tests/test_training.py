@@ -6,52 +6,23 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from lm_core import AutoModel, Trainer
 from lm_core.checkpoint import atomic
-from lm_core.data.mindrecord import RecordWriter
 from lm_core.errors import CheckpointError, ConfigError, DataError, LmError
 from lm_core.testing import tiny
 from lm_core.train.callbacks import Callback
 from lm_core.train.loop import TrainingError
 
-VOCABULARY, LENGTH, RECORDS = 61, 16, 22
-MODEL = {
-    "preset": "gpt2_tiny", "vocab_size": VOCABULARY, "hidden_size": 16, "num_layers": 2,
-    "num_heads": 2, "seq_length": LENGTH, "embedding_dropout_prob": 0.1,
-    "hidden_dropout_rate": 0.1, "attention_dropout_rate": 0.1, "eos_token_id": 0,
-    "bos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, Path]:
-    """Records with masks of unequal lengths, so tokens and records weigh differently."""
-    folder = tmp_path_factory.mktemp("records")
-    rng = np.random.default_rng(0)
-    files = {}
-    for name, count in (("train", RECORDS), ("held_out", 13)):
-        # Each token is the one before plus 1 or 2: there is something to learn.
-        steps = rng.integers(1, 3, (count, LENGTH + 1))
-        ids = (1 + (rng.integers(0, 60, (count, 1)) + steps.cumsum(1)) % 60).astype(np.int32)
-        mask = (np.arange(LENGTH + 1) < rng.integers(4, LENGTH + 2, (count, 1))).astype(np.int32)
-        files[name] = folder / f"{name}.mindrecord"
-        with RecordWriter(files[name], ("input_ids", "attention_mask")) as writer:
-            for row, real in zip(ids, mask, strict=True):
-                writer.write({"input_ids": row, "attention_mask": real})
-    return files
+DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_rate", "attention_dropout_rate")
 
 
 @pytest.fixture
-def make(data, tmp_path):
+def make(data, sizes, tmp_path):
     """`make(output, key=value, ...)` -> a Trainer; dotted keys with __ for the dot."""
 
     def build(output: str = "out", model: dict | None = None, **changes) -> Trainer:
@@ -59,7 +30,7 @@ def make(data, tmp_path):
             "base": "gpt2_tiny",
             "output_dir": str(tmp_path / output),
             "seed": 5,
-            "model": {"model_config": {**MODEL, **(model or {})}},
+            "model": {"model_config": {**sizes, **(model or {})}},
             "runner_config": {"epochs": 3, "batch_size": 4, "max_steps": 8},
             "lr_schedule": {"type": "cosine", "learning_rate": 0.01, "warmup_ratio": 0.1},
             "train_dataset": {"data_loader": {"dataset_dir": str(data["train"])}},
@@ -198,7 +169,7 @@ def test_a_new_run_sets_an_old_one_aside(make, caplog):
 
 def test_accumulated_micro_batches_are_one_batch(make):
     """Token-weighted: 8 x 1 record gives what 1 x 8 records give, though records are unequal."""
-    still = dict.fromkeys([k for k in MODEL if "dropout" in k], 0.0)
+    still = dict.fromkeys(DROPOUTS, 0.0)
     results = []
     for batch, parts in ((8, 1), (1, 8), (2, 4)):
         trainer = make(
@@ -255,7 +226,7 @@ def _exact_loss(model, path: Path) -> float:
         logits = model(Tensor(ids[:, :-1])).asnumpy()[0].astype(np.float64)
         top = logits.max(-1, keepdims=True)
         log_p = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-        picked = -log_p[np.arange(LENGTH), ids[0, 1:]]
+        picked = -log_p[np.arange(len(logits)), ids[0, 1:]]
         losses += picked[mask[0, 1:] == 1].tolist()
     return float(np.mean(losses))
 
@@ -365,58 +336,3 @@ def test_what_is_wrong_is_said_before_anything_is_computed(make, data, tmp_path)
         Trainer(model="gpt2", pet_method="lora")
     with pytest.raises(ConfigError, match="task: 'text_generatoin'"):
         Trainer(task="text_generatoin", model="gpt2")
-
-
-@pytest.fixture
-def run_file(data, tmp_path):
-    run = {
-        "base": "gpt2_tiny", "seed": 3, "model": {"model_config": MODEL},
-        "output_dir": str(tmp_path / "out"),
-        "runner_config": {"epochs": 400, "batch_size": 4, "max_steps": 1500},
-        "train_dataset": {"data_loader": {"dataset_dir": str(data["train"])}},
-        "callbacks": [
-            {"type": "LossMonitor", "per_print_times": 10},
-            {"type": "CheckpointMonitor", "prefix": "t", "save_checkpoint_steps": 100},
-        ],
-    }  # fmt: skip
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(run))
-    return path
-
-
-def _start(run_file: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lm_gpt2.pretrain", "--config", str(run_file), *more],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "GLOG_v": "3"},
-    )  # fmt: skip
-
-
-def _wait_for(path: Path, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.01)
-
-
-@pytest.mark.slow
-def test_signals_and_kill_lose_nothing(run_file):
-    """SIGTERM saves and says how to go on; after kill -9 the last checkpoint is good."""
-    folder = run_file.parent / "out" / "checkpoint" / "rank_0"
-    process = _start(run_file)
-    _wait_for(folder / "t-100" / "manifest.json", process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "resume_training True" in errors and "Traceback" not in errors
-    stopped = max(int(path.name[2:]) for path in folder.iterdir())
-    process = _start(run_file, "--resume_training", "True")
-    _wait_for(folder / f"t-{100 * (stopped // 100 + 2)}" / "manifest.json", process)
-    process.kill()
-    process.communicate()
-    process = _start(run_file, "--resume_training", "True")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "resuming" in errors
-    lines = (run_file.parent / "out/log/rank_0/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 1501))
-    assert not atomic.verify(folder / "t-1500")

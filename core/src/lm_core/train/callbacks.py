@@ -103,6 +103,8 @@ class LossMonitor(Callback):
 class MetricsFile(Callback):
     """One JSON object a line for every step and evaluation, written through at once.
 
+    A disk that is full costs lines of this file; it does not end training.
+
     Args:
         path: the file. A resumed run finds in it what was known at its checkpoint; any other run
             starts it anew.
@@ -111,6 +113,7 @@ class MetricsFile(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: TextIO | None = None
+        self.failed = False
 
     def begin(self, loop: TrainLoop) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,13 +122,24 @@ class MetricsFile(Callback):
     def after_step(self, loop: TrainLoop, record: Record) -> None:
         assert self.file is not None
         known = {name: _finite_or_none(value) for name, value in record.items()}
-        self.file.write(json.dumps(known) + "\n")
+        try:
+            self.file.write(json.dumps(known) + "\n")
+        except OSError as error:
+            self._warn(error)
 
     after_evaluation = after_step
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
+        try:
+            if self.file is not None:
+                self.file.close()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self.failed:
+            log.error("%s: lines are missing: %s; training goes on", self.path, error.strerror)
+        self.failed = True
 
 
 class TensorBoard(Callback):
@@ -178,6 +192,7 @@ class CheckpointMonitor(Callback):
         every_steps: steps between two; 0: only at the end.
         every_seconds: seconds between two, beside the steps; 0: never by time.
         keep: how many are kept.
+        last: the checkpoint that the run goes on from; a run that was complete needs no other.
     """
 
     def __init__(
@@ -188,10 +203,11 @@ class CheckpointMonitor(Callback):
         every_steps: int = 0,
         every_seconds: float = 0.0,
         keep: int = 5,
+        last: Path | None = None,
     ) -> None:
         self.folder, self.prefix, self.keep = folder, prefix, keep
         self.every_steps, self.every_seconds = every_steps, every_seconds
-        self.last: Path | None = None
+        self.last = last
         self._time = time.monotonic()
 
     def begin(self, loop: TrainLoop) -> None:
@@ -206,11 +222,12 @@ class CheckpointMonitor(Callback):
             return
         try:
             self.save(loop)
-        except CheckpointError as error:
-            log.error("CHECKPOINT NOT SAVED at step %d: %s", loop.steps, "; ".join(error.problems))
+        except (CheckpointError, OSError) as error:
+            why = "; ".join(str(error).splitlines())
+            log.error("CHECKPOINT NOT SAVED at step %d: %s", loop.steps, why)
 
     def finish(self, loop: TrainLoop) -> None:
-        if self.last is None or self.last != self._path(loop):
+        if self.last != self._path(loop):
             self.save(loop)
 
     def save(self, loop: TrainLoop) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lm_core.checkpoint import atomic
 from lm_core.config.load import dump_run
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
@@ -96,9 +97,15 @@ def set_aside(run: RunConfig, files: MutableMapping[str, Path], rank: int = 0) -
     log.warning("%s held checkpoints of an earlier run; they are in %s now", folder, target)
 
 
-def metrics_file(run: RunConfig, rank: int = 0) -> Path:
-    """Where the history of the run is written."""
-    return Path(run.output_dir) / "log" / f"rank_{rank}" / METRICS
+def log_folder(run: RunConfig, rank: int = 0) -> Path:
+    """Where the history of the run is written, and all of its settings."""
+    return Path(run.output_dir) / "log" / f"rank_{rank}"
+
+
+def write_run(run: RunConfig, rank: int = 0) -> None:
+    """Stores the settings that this run has, defaults included."""
+    with atomic.new_file(log_folder(run, rank) / states.RUN) as path:
+        path.write_text(dump_run(run), encoding="utf-8")
 
 
 def build(
@@ -138,7 +145,7 @@ def build(
         loss_scale=LossScale.from_config(run.loss_scale),
         data=data,
         run_text=dump_run(run),
-        metrics=metrics_file(run),
+        metrics=log_folder(run) / METRICS,
         files=files or {},
     )
     if resume is not None:
@@ -150,7 +157,7 @@ def build(
         schedule,
         Plan(total_steps=total, rows=rows, eval_steps=steps, eval_epochs=epochs),
         partial(causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id),
-        _callbacks(run),
+        _callbacks(run, resume),
         None if evaluation is None else evaluator(run, model, evaluation),
     )
 
@@ -221,11 +228,11 @@ def _evaluation_intervals(run: RunConfig) -> tuple[int | None, int | None]:
     return (steps if steps > 0 else None, epochs if epochs > 0 else None)
 
 
-def _callbacks(run: RunConfig) -> list[Callback]:
+def _callbacks(run: RunConfig, resume: Path | None) -> list[Callback]:
     found: list[Callback] = []
     if run.loss_monitor is not None:
         found.append(LossMonitor(run.loss_monitor.per_print_times))
-    found.append(MetricsFile(metrics_file(run)))
+    found.append(MetricsFile(log_folder(run) / METRICS))
     for item in run.callbacks:
         if isinstance(item, SummaryMonitor):
             folder = item.summary_dir or Path(run.output_dir) / "summary" / "rank_0"
@@ -238,6 +245,7 @@ def _callbacks(run: RunConfig) -> list[Callback]:
             every_steps=settings.save_checkpoint_steps,
             every_seconds=settings.save_checkpoint_seconds,
             keep=settings.keep_checkpoint_max,
+            last=resume,
         )
     )
     return found
