@@ -1,0 +1,209 @@
+"""Training checkpoints: what they hold, finding one, and going on from it bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lm_core.checkpoint import atomic
+from lm_core.errors import CheckpointError, DataError
+from lm_core.train import state
+from lm_core.train.callbacks import CheckpointMonitor, MetricsFile
+from lm_core.train.loss_scale import LossScale
+
+
+def all_values(loop) -> dict[str, bytes]:
+    found = {**loop.state.model.named_parameters(), **loop.state.step.optimizer.state()}
+    return {name: parameter.asnumpy().tobytes() for name, parameter in found.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture
+def made(make_loop, folder):
+    """Checkpoints of each of 7 steps, over the end of an epoch of 5, made once."""
+
+    def make(total=7, **options):
+        options = {"accumulation": 2, **options}
+        scale = LossScale(8.0, dynamic=True, window=2)
+        return make_loop(total, scale=scale, **options)
+
+    if not state.checkpoints(folder):
+        loop = make(metrics=folder / "m.jsonl")
+        loop.callbacks = [
+            MetricsFile(folder / "m.jsonl"), CheckpointMonitor(folder, every_steps=1, keep=99)
+        ]  # fmt: skip
+        loop.run()
+    return make
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 6])
+def test_from_any_step_on_it_is_the_same_run(made, folder, tmp_path, records_of, step):
+    """In a new model and a new optimizer: weights, state, scale, position and history."""
+    seen = records_of()
+    loop = made(metrics=tmp_path / "m.jsonl", callbacks=[MetricsFile(tmp_path / "m.jsonl"), seen])
+    loop.state.load(folder / f"CKP-{step}")
+    assert (loop.steps, loop.state.data.epoch, loop.state.data.step) == (step, *divmod(step, 5))
+    loop.run()
+    last = made()
+    last.state.load(folder / "CKP-7")
+    assert all_values(loop) == all_values(last)
+    assert loop.state.counters() == last.state.counters()
+    ours, whole = (
+        [json.loads(line) for line in (place / "m.jsonl").read_text().splitlines()]
+        for place in (tmp_path, folder)
+    )
+    for line in ours + whole:
+        del line["tokens_per_second"]
+    assert ours == whole
+    assert [record["step"] for record in seen.steps] == list(range(step + 1, 8))
+
+
+def test_resuming_reads_no_data(made, folder, monkeypatch):
+    from lm_core.data.pipeline import RecordDataset
+
+    loop = made()
+    monkeypatch.setattr(RecordDataset, "stream", lambda *_: pytest.fail("a record was read"))
+    loop.state.load(folder / "CKP-6")
+
+
+def test_files(folder, made):
+    made()
+    names = {"config.json", "model.safetensors", "optimizer.safetensors", "training.json",
+             "run.yaml", "metrics.jsonl", "manifest.json"}  # fmt: skip
+    assert set(os.listdir(folder / "CKP-4")) == names
+    assert (folder / "CKP-4" / "run.yaml").read_text() == "seed: 5\n"
+    assert len((folder / "CKP-4" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert state.read_counters(folder / "CKP-4")["step"] == 4
+
+
+def test_what_is_wanted(made, folder, tmp_path):
+    made()
+    run = tmp_path / "run" / "checkpoint" / "rank_0"
+    shutil.copytree(folder, run)
+    inner, newest = run / "CKP-3", run / "CKP-7"
+    assert state.find(False, run) is None
+    assert state.find("", run) is None
+    assert state.find(True, tmp_path / "nothing") is None
+    assert state.find(True, run) == newest
+    assert state.find("3", run) == inner
+    assert state.find(str(inner), tmp_path) == inner
+    for place in (run, run.parent, run.parent.parent):
+        assert state.find(str(place), tmp_path) == newest
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 9; it has 7, 6, 5"):
+        state.find("9", run)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 9; it has none"):
+        state.find("9", tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="nothing holds no training checkpoint"):
+        state.find(str(tmp_path / "nothing"), run)
+
+
+def test_hidden_folders_hold_no_checkpoints_of_this_run(made, folder, tmp_path):
+    made()
+    shutil.copytree(folder / "CKP-2", tmp_path / ".earlier-1" / "rank_0" / "CKP-9")
+    shutil.copytree(folder / "CKP-2", tmp_path / "rank_0" / "CKP-2")
+    assert state.newest(tmp_path) == tmp_path / "rank_0" / "CKP-2"
+
+
+def damage(path: Path, choose: random.Random) -> str:
+    """Flips a bit, cuts, empties or deletes a file of a checkpoint. Returns its name."""
+    file = choose.choice(sorted(path.iterdir()))
+    content = bytearray(file.read_bytes())
+    kind = choose.choice(("flip", "cut", "empty", "gone"))
+    file.unlink()
+    if kind == "flip":
+        content[choose.randrange(len(content))] ^= 1 << choose.randrange(8)
+        file.write_bytes(content)
+    elif kind == "cut":
+        file.write_bytes(content[: choose.randrange(len(content))])
+    elif kind == "empty":
+        file.write_bytes(b"")
+    return file.name
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_newest_that_is_undamaged(made, folder, tmp_path, caplog, seed):
+    made()
+    choose = random.Random(seed)
+    for step in (4, 5, 6, 7):
+        shutil.copytree(folder / f"CKP-{step}", tmp_path / f"CKP-{step}")
+    count = choose.randrange(1, 4)
+    names = [damage(tmp_path / f"CKP-{7 - n}", choose) for n in range(count)]
+    # Without training.json it is no training checkpoint at all, and nothing is said of it.
+    said = [n for n, name in enumerate(names) if (tmp_path / f"CKP-{7 - n}/training.json").exists()]
+    with caplog.at_level("WARNING", logger="lm_core"):
+        assert state.find(True, tmp_path) == tmp_path / f"CKP-{7 - count}"
+    assert len(caplog.messages) == len(said)
+    for message, n in zip(caplog.messages, said, strict=True):
+        assert f"CKP-{7 - n}/{names[n]}" in message and "trying the checkpoint before" in message
+
+
+def test_all_are_damaged(made, folder, tmp_path):
+    made()
+    for step in (3, 4):
+        shutil.copytree(folder / f"CKP-{step}", tmp_path / f"CKP-{step}")
+        (tmp_path / f"CKP-{step}" / "run.yaml").write_text("changed")
+    with pytest.raises(CheckpointError) as caught:
+        state.find(True, tmp_path)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(CheckpointError, match=r"CKP-3/run\.yaml"):
+        state.find("3", tmp_path)
+
+
+def test_what_changed_is_named(made, folder, make_loop):
+    loop = made(accumulation=1)
+    with pytest.raises(CheckpointError, match="accumulation was 2, now it is 1"):
+        loop.state.load(folder / "CKP-3")
+    other = made()
+    other.state.step.seed = 6
+    with pytest.raises(CheckpointError, match="seed was 5, now it is 6"):
+        other.state.load(folder / "CKP-3")
+    with pytest.raises(DataError, match=r"batch"):
+        made(batch=2).state.load(folder / "CKP-3")
+    with pytest.raises(DataError, match="shuffle"):
+        made(shuffle=False).state.load(folder / "CKP-3")
+
+
+def test_of_another_optimizer(made, folder):
+    from lm_core.train.optimizer import Sgd
+    from lm_core.train.step import TrainStep, trained_parameters
+
+    loop = made()
+    model = loop.state.model
+    optimizer = Sgd(trained_parameters(model), momentum=0.9)
+    loop.state.step = TrainStep(model, optimizer, accumulation=2, seed=5)
+    with pytest.raises(CheckpointError, match=r"optimizer.*lacks sgd\.momentum\.embedding\.weight"):
+        loop.state.load(folder / "CKP-3")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not readable"), ('{"step": 1}', "not readable"),
+                          ('{"version": 99}', "version 99 is of a later lm")],
+)  # fmt: skip
+def test_counters_that_cannot_be_read(tmp_path, text, message):
+    (tmp_path / "training.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        state.read_counters(tmp_path)
+    with pytest.raises(CheckpointError, match="not readable"):
+        state.read_counters(tmp_path / "nowhere")
+
+
+def test_a_disk_without_room_is_found_before_writing(made, tmp_path, monkeypatch):
+    loop = made()
+    loop.state.save(tmp_path / "CKP-0")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "CKP-0").iterdir()}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(CheckpointError, match="GB are free here"):
+        loop.state.save(tmp_path / "CKP-0")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "CKP-0").iterdir()} == before
+    assert not atomic.verify(tmp_path / "CKP-0")
+    assert os.listdir(tmp_path) == ["CKP-0"]

@@ -1,0 +1,120 @@
+"""Every command and snippet of every README runs, in order, as a reader would type it.
+
+Names stand for big things: here `gpt2` is a folder with a tiny checkpoint in the published layout,
+and runs of the 124M model are runs of that size.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from documents import TESTED, Runner, blocks
+
+from lm_core.testing import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("*/README.md")),
+    *sorted(ROOT.glob("packages/*/README.md")),
+]
+SMALLER = [
+    (r"--config gpt2(?= )", "--config tiny.yaml"),
+    (r"--max_length 1025", "--max_length 33"),
+    (r"--max_length 129", "--max_length 33"),
+    (r"--max_steps (200|50)", "--max_steps 2"),
+    (r"\[50256\]", "[399]"),
+]
+
+
+def test_all_readmes_are_found():
+    names = {str(path.relative_to(ROOT)) for path in DOCUMENTS}
+    assert {"README.md", "CONTRIBUTING.md", "core/README.md"} <= names
+    assert {f"packages/{path.name}/README.md" for path in (ROOT / "packages").iterdir()} <= names
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_all(document: Path, folder: Path) -> None:
+    runner = Runner(folder, SMALLER)
+    ran = [block for block in blocks(document) if block.language in TESTED and not block.skip]
+    assert ran or document.name == "CONTRIBUTING.md"
+    for block in ran:
+        runner.run(block)
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A tiny model and its vocabulary, as they are published."""
+    from lm_core.tokenizer.bpe_train import train_bpe
+    from lm_gpt2 import SPEC
+    from lm_gpt2.tokenizer import Gpt2Tokenizer
+
+    prompts = "An increasing sequence: one, two. I love Beijing, because. The city. Hello there. "
+    tokenizer = Gpt2Tokenizer(*train_bpe([tiny.text(300), 20 * prompts], 400))
+    end = tokenizer.eos_token_id
+    model = tiny.model(
+        SPEC, vocab_size=tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2,
+        seq_length=32, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    tiny.write_hf(model, SPEC, folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+    sizes = json.loads((folder / "gpt2" / "config.json").read_text())
+    config = {
+        "preset": "gpt2_tiny", "vocab_size": sizes["vocab_size"], "hidden_size": 16,
+        "num_layers": 1, "num_heads": 2, "seq_length": 32, "max_decode_length": 32,
+        "bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
+    }  # fmt: skip
+    run = {
+        "base": "gpt2_tiny", "model": {"model_config": config}, "runner_config": {"max_steps": 2}
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(run))
+
+
+@pytest.mark.slow
+def test_the_front_page(folder, monkeypatch):
+    """The demo first, since what follows uses what it leaves."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import demo
+
+    settings = {
+        "steps": 4, "megabytes": 0.15, "vocab_size": 300, "hidden_size": 16, "num_layers": 1,
+        "num_heads": 2, "seq_length": 32, "batch_size": 4,
+    }  # fmt: skip
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    assert demo.main(words) == 0
+    left = {path.name for path in (folder / "demo_output").iterdir()}
+    assert {"loss_curve.csv", "loss_curve.png", "before.json", "after.json"} <= left
+    run_all(ROOT / "README.md", folder)
+    for name in ("demo", "demo_corpus"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.slow
+def test_the_model_card_of_gpt2(folder):
+    write_checkpoint(folder)
+    for name in ("train", "valid"):
+        (folder / f"wiki.{name}.tokens").write_text(tiny.text(200, seed=len(name)))
+    (folder / "books").mkdir()
+    (folder / "books" / "one.txt").write_text(tiny.text(50))
+    run_all(ROOT / "packages/gpt2/README.md", folder)
+
+
+def test_core(folder):
+    run_all(ROOT / "core/README.md", folder)
+
+
+def test_commands_for_contributors_name_things_that_exist():
+    """They are hatch's own; what they are given must be there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in ("tests/test_layering.py", ".ci/run", "lm_core/testing/parity.py"):
+        assert path in text
+        assert (ROOT / path).exists() or (ROOT / "core/src" / path).exists()
