@@ -245,12 +245,14 @@ class Trainer:
     def _check_start(self, run: RunConfig, start: str, from_random: bool) -> None:
         from lm_core.train import session, state
 
-        if start or from_random or self.network is not None:
-            return
         going_on: Any = run.resume_training
         if going_on is True:
             going_on = state.checkpoints(session.checkpoint_folder(run))
-        if not going_on:
+        if going_on:
+            return
+        if start:
+            hub.weights(start, hub.resolve(start, config=run.model.config))
+        elif not from_random and self.network is None:
             raise CheckpointError(
                 "load_checkpoint: is missing; fine-tuning must start from weights; add "
                 "--load_checkpoint DIR, or use pretrain (Trainer.train) to start from random "

@@ -56,6 +56,21 @@ def test_null_takes_away_what_a_base_gave(load, tmp_path: Path):
     assert load(tmp_path / "b.yaml").model.config.pet_config is None
 
 
+def test_warm_up_said_in_another_way_displaces_that_of_the_base(load, problems, tmp_path: Path):
+    write(tmp_path / "a.yaml", "lr_schedule: {warmup_ratio: 0.1}\n")
+    write(tmp_path / "b.yaml", "base: a\nlr_schedule: {warmup_steps: 7}\n")
+    run = load(tmp_path / "b.yaml")
+    assert (run.lr_schedule.warmup_steps, run.lr_schedule.warmup_ratio) == (7, None)
+    assert run.origin("lr_schedule.warmup_ratio") == "default"
+    run = load(tmp_path / "b.yaml", "lr_schedule.warmup_epochs=0.5")
+    assert (run.lr_schedule.warmup_steps, run.lr_schedule.warmup_epochs) == (0, 0.5)
+    both = ("lr_schedule.warmup_epochs=0.5", "lr_schedule.warmup_steps=3")
+    (line,) = problems(tmp_path / "a.yaml", *both)
+    assert "warmup_epochs: is given beside warmup_steps" in line
+    write(tmp_path / "c.yaml", "lr_schedule: {warmup_ratio: 0.1, warmup_steps: 7}\n")
+    assert len(problems(tmp_path / "c.yaml")) == 1
+
+
 def test_a_circle_of_bases(problems, tmp_path: Path):
     write(tmp_path / "a.yaml", "base: b\n")
     write(tmp_path / "b.yaml", "seed: 1\nbase: a\n")

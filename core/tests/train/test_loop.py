@@ -121,9 +121,7 @@ def test_the_order_of_the_callbacks(make_loop):
                 return lambda *_: calls.append(name)
             return super().__getattribute__(name)
 
-    make_loop(
-        2, callbacks=[Note()], evaluate=lambda: {"loss": 1.0, "PPL": 2.0}, eval_steps=2
-    ).run()
+    make_loop(2, callbacks=[Note()], evaluate=lambda: {"loss": 1.0, "PPL": 2.0}, eval_steps=2).run()
     step = ["after_step", "end_step"]
     last = ["after_step", "after_evaluation", "end_step"]
     assert calls == ["begin", *step, *last, "finish", "close"]

@@ -211,3 +211,35 @@ def test_without_accumulation_no_gradient_is_kept(tiny_model):
     model = tiny_model()
     assert not own(build(model)._fused)
     assert len(own(build(model, accumulation=2)._accumulate)) == len(model.named_parameters())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_steps_of_adamw_against_numpy(tiny_model, micro_batch, values, parts):
+    """Clip, loss scale, decay of matrices only, over steps in which some overflow: float64."""
+    model, twin = tiny_model(), tiny_model()
+    step = build(model, accumulation=parts, clip=0.05, weight_decay=0.1)
+    exact = {name: array.astype(np.float64) for name, array in values(model).items()}
+    m, v = ({name: np.zeros_like(array) for name, array in exact.items()} for _ in range(2))
+    updates = 0
+    for number in range(8):
+        batch = micro_batch(8, seed=number, ignored=0.4)
+        rate, overflows = 1e-2 / (number + 1), number in (0, 4)
+        result = step(cut(batch, parts), rate, 3e38 if overflows else 2.0**20)
+        assert result.skipped == overflows
+        if overflows:
+            continue
+        for name, parameter in twin.named_parameters().items():
+            parameter.set_data(Tensor(exact[name].astype(np.float32)))
+        gradients = mean_gradients(twin, batch)
+        factor = min(1.0, 0.05 / (norm(gradients) + 1e-6))
+        assert factor < 1.0
+        updates += 1
+        for name, gradient in gradients.items():
+            g = gradient * factor
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.999 * v[name] + 0.001 * g * g
+            mh, vh = m[name] / (1 - 0.9**updates), v[name] / (1 - 0.999**updates)
+            decay = 0.1 if exact[name].ndim > 1 else 0.0
+            exact[name] -= rate * (mh / (np.sqrt(vh) + 1e-8) + decay * exact[name])
+    assert updates == 6
+    close(values(model), exact, 5e-6)

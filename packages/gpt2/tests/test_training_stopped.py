@@ -1,4 +1,4 @@
-"""Runs that are stopped from outside: signals, and kill -9."""
+"""Runs that are stopped from outside, as processes: signals, and kill -9."""
 
 from __future__ import annotations
 
@@ -8,64 +8,114 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lm_core import Trainer
 from lm_core.checkpoint import atomic
+
+# 11 steps an epoch; a checkpoint in the middle of every fifth.
+STEPS, EVERY = 552, 46
 
 
 @pytest.fixture
-def run_file(data, sizes, tmp_path):
-    run = {
-        "base": "gpt2_tiny", "seed": 3, "model": {"model_config": sizes},
+def run(data, sizes, tmp_path) -> dict:
+    return {
+        "base": "gpt2_tiny", "seed": 3, "model": {"model_config": {**sizes, "num_layers": 1}},
         "output_dir": str(tmp_path / "out"),
-        "runner_config": {"epochs": 400, "batch_size": 4, "max_steps": 1500},
+        "runner_config": {"epochs": 100, "batch_size": 2, "max_steps": STEPS},
         "train_dataset": {"data_loader": {"dataset_dir": str(data["train"])}},
         "callbacks": [
             {"type": "LossMonitor", "per_print_times": 10},
-            {"type": "CheckpointMonitor", "prefix": "t", "save_checkpoint_steps": 100},
+            {"type": "CheckpointMonitor", "prefix": "t", "save_checkpoint_steps": EVERY},
         ],
     }  # fmt: skip
+
+
+@pytest.fixture
+def start(run, tmp_path) -> Iterator:
+    """`start(flag, ...)` -> a process that trains; none is left behind."""
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(run))
-    return path
+    started = []
+
+    def launch(*more: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lm_gpt2.pretrain", "--config", str(path), *more],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "GLOG_v": "3"},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def _start(run_file: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lm_gpt2.pretrain", "--config", str(run_file), *more],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "GLOG_v": "3"},
-    )  # fmt: skip
-
-
-def _wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.01)
 
 
+def losses(output: Path) -> list[tuple]:
+    lines = (output / "log/rank_0/metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in found]
+
+
 @pytest.mark.slow
-def test_signals_and_kill_lose_nothing(run_file):
-    """SIGTERM saves and says how to go on; after kill -9 the last checkpoint is good."""
-    folder = run_file.parent / "out" / "checkpoint" / "rank_0"
-    process = _start(run_file)
-    _wait_for(folder / "t-100" / "manifest.json", process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "resume_training True" in errors and "Traceback" not in errors
-    stopped = max(int(path.name[2:]) for path in folder.iterdir())
-    process = _start(run_file, "--resume_training", "True")
-    _wait_for(folder / f"t-{100 * (stopped // 100 + 2)}" / "manifest.json", process)
-    process.kill()
-    process.communicate()
-    process = _start(run_file, "--resume_training", "True")
+def test_signals_and_kill_lose_nothing(run, start, tmp_path):
+    """Ctrl-C, SIGTERM and kill -9, one after the other: the bits of a run never stopped."""
+    folder = tmp_path / "out" / "checkpoint" / "rank_0"
+    process, reached = start(), 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        wait_for(folder / f"t-{EVERY * (reached // EVERY + 2)}" / "manifest.json", process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        steps = [int(path.name[2:]) for path in folder.glob("t-*")]
+        if number == signal.SIGKILL:
+            assert process.returncode == -number
+        else:
+            # While a graph runs, MindSpore takes SIGINT for itself and sends SIGTERM.
+            assert process.returncode in (128 + number, 128 + signal.SIGTERM)
+            assert "finishing this step and saving" in errors
+            assert f"stopped at step {max(steps)} of {STEPS}" in errors
+            assert "resume_training True" in errors and "Traceback" not in errors
+        assert reached < max(steps) < STEPS
+        reached = max(steps)
+        assert not atomic.verify(folder / f"t-{reached}")
+        process = start("--resume_training", "True")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "resuming" in errors
-    lines = (run_file.parent / "out/log/rank_0/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 1501))
-    assert not atomic.verify(folder / "t-1500")
+    assert f"resuming {folder}/t-{reached}: step {reached}" in errors
+    whole = Trainer({**run, "output_dir": str(tmp_path / "whole")})
+    last = whole.train()
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "out")) == STEPS
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (folder / last.name / file).read_bytes() == (last / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_stopped_while_the_graph_compiles(start, tmp_path):
+    """Minutes, for a large model: the first step is finished and saved; asked twice, it ends."""
+    process = start()
+    for line in process.stderr:
+        if "compiling the training step" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "Traceback" not in errors and "stopped at step" in errors
+    (saved,) = (tmp_path / "out" / "checkpoint" / "rank_0").iterdir()
+    assert not atomic.verify(saved)
+    process = start("--resume_training", "True", "--max_steps", "20")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and f"resuming {saved}" in errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,9 @@ SHORT_KEYS: dict[str, KeyPath] = {
     "max_grad_norm": ("runner_wrapper", "max_grad_norm"),
 }
 """Keys that the cards print without the section around them -> where they belong."""
+
+_WARM_UPS = tuple(("lr_schedule", f"warmup_{unit}") for unit in ("steps", "ratio", "epochs"))
+"""Three ways to say one thing: a layer that uses one displaces what lower layers say in any."""
 
 _TASKS = {"train_dataset_task": "train_dataset", "eval_dataset_task": "eval_dataset"}
 
@@ -107,6 +110,7 @@ class Layers:
                 self._merge(under[key], value, here, origins)
                 continue
             self._forget(here)
+            self._displace(here, {(*path, other) for other in over})
             under[key] = deepcopy(value)
             self.origins |= {
                 inner: origin for inner, origin in origins.items() if inner[: len(here)] == here
@@ -117,6 +121,15 @@ class Layers:
         for known in (self.origins, self.texts):
             for old in [old for old in known if old[: len(path)] == path]:
                 del known[old]
+
+    def _displace(self, path: KeyPath, kept: Container[KeyPath]) -> None:
+        """Drops what says in another way what is said at `path` now."""
+        section = self.values.get(path[0])
+        if path not in _WARM_UPS or not isinstance(section, dict):
+            return
+        for other in _WARM_UPS:
+            if other != path and other not in kept and section.pop(other[-1], None) is not None:
+                self._forget(other)
 
     def override(self, change: Override) -> None:
         """Sets one value; what is wrong with its path is noted in `problems`."""
@@ -142,6 +155,7 @@ class Layers:
         assert isinstance(place, dict | list)
         place[key] = deepcopy(change.value)  # type: ignore[index]
         self._forget(path)
+        self._displace(path, {key for key, from_ in self.origins.items() if from_ == change.label})
         self.origins[path] = change.label
         if change.text is not None:
             self.texts[path] = change.text

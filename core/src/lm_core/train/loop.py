@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import deque
@@ -143,10 +144,12 @@ class TrainLoop:
         step = self.state.step
         parts = split_rows(fill_rows(batch, self.plan.rows), step.accumulation)
         rate = self.schedule(self.steps)
-        start = time.perf_counter()
         if not self._compiled:
+            # A dead network that is collected while this one compiles makes MindSpore forget the
+            # key of the new graph, and compile it again at the second step.
+            gc.collect()
             log.info("compiling the training step (once; a large model takes minutes)")
-        scale = self.state.loss_scale
+        scale, start = self.state.loss_scale, time.perf_counter()
         result = step(parts, rate, scale.value)
         if not self._compiled:
             log.info("compiled and ran in %.1f s", time.perf_counter() - start)
