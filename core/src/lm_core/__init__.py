@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer
+    from lm_core.config.model import LoraConfig
     from lm_core.config.parallel import ParallelConfig
     from lm_core.generation.generate import GenerationConfig
     from lm_core.parallel.context import ParallelContext, init_context
+    from lm_core.peft.lora import get_pet_model, merge_adapter
     from lm_core.pipeline import TextGenerationPipeline, pipeline
     from lm_core.spec import read_run as LmConfig
     from lm_core.trainer import Trainer
@@ -28,11 +30,14 @@ _HOMES = {
     "AutoTokenizer": "lm_core.auto",
     "GenerationConfig": "lm_core.generation.generate",
     "LmConfig": "lm_core.spec:read_run",
+    "LoraConfig": "lm_core.config.model",
     "ParallelConfig": "lm_core.config.parallel",
     "ParallelContext": "lm_core.parallel.context",
     "TextGenerationPipeline": "lm_core.pipeline",
     "Trainer": "lm_core.trainer",
+    "get_pet_model": "lm_core.peft.lora",
     "init_context": "lm_core.parallel.context",
+    "merge_adapter": "lm_core.peft.lora",
     "pipeline": "lm_core.pipeline",
 }
 
@@ -42,11 +47,14 @@ __all__ = [
     "AutoTokenizer",
     "GenerationConfig",
     "LmConfig",
+    "LoraConfig",
     "ParallelConfig",
     "ParallelContext",
     "TextGenerationPipeline",
     "Trainer",
+    "get_pet_model",
     "init_context",
+    "merge_adapter",
     "pipeline",
 ]
 

@@ -16,9 +16,9 @@ from lm_core.errors import TokenizerError
 from lm_core.log import notice_once
 
 if TYPE_CHECKING:
+    from lm_core.checkpoint.source import Source
     from lm_core.nn.decoder import CausalLM
     from lm_core.parallel.context import ParallelContext
-    from lm_core.spec import ModelSpec
     from lm_core.tokenizer.base import Tokenizer
 
 
@@ -54,7 +54,12 @@ class AutoModel:
 
     @staticmethod
     def from_pretrained(
-        name_or_path: str | Path, *, context: ParallelContext | None = None, **changes: Any
+        name_or_path: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        context: ParallelContext | None = None,
+        seed: int = 0,
+        **changes: Any,
     ) -> CausalLM:
         """The model with the weights of a directory, a weights file, a run's output or a hub id.
 
@@ -63,7 +68,10 @@ class AutoModel:
 
         Args:
             name_or_path: where the weights are.
+            adapter: a folder or file with an adapter to put on it. One that lies beside the weights
+                is found by itself.
             context: the place of this process; a single one if None.
+            seed: of a new adapter, where the configuration has one and the weights have none.
             **changes: fields of the configuration to change (`seq_length=512`, `config=` replaces
                 all).
 
@@ -78,9 +86,9 @@ class AutoModel:
         config = source.config.copy(changes)
         config.checkpoint_name_or_path = str(source.path)
         tensors = source.tensors(config)
-        model = _build(source.spec, config, context)
+        model = empty_model(config, context=context, seed=seed)
         io.assign(model.named_parameters(), tensors)
-        return model
+        return _with_adapter(model, adapter or source.adapter)
 
     @staticmethod
     def from_config(
@@ -110,7 +118,7 @@ class AutoModel:
         config = config.copy(changes)
         spec = hub.family_of(config)
         if config.checkpoint_name_or_path:
-            model = _build(spec, config, context)
+            model = empty_model(config, context=context, seed=seed)
             load_weights(model, config.checkpoint_name_or_path)
             return model
         notice_once(
@@ -118,7 +126,7 @@ class AutoModel:
             f"{spec.name}: new model with random weights (seed {seed}); "
             f"AutoModel.from_pretrained(DIR) loads trained ones",
         )
-        model = _build(spec, config, context)
+        model = empty_model(config, context=context, seed=seed)
         model.initialize(seed)
         return model
 
@@ -146,9 +154,7 @@ class AutoTokenizer:
         raise TokenizerError(*problems or [f"{directory}: no installed package reads it"])
 
 
-def load_weights(
-    model: CausalLM, name_or_path: str | Path, absent: Collection[str] = ()
-) -> hub.Source:
+def load_weights(model: CausalLM, name_or_path: str | Path, absent: Collection[str] = ()) -> Source:
     """Puts the weights that `name_or_path` names into a model.
 
     Args:
@@ -166,6 +172,7 @@ def load_weights(
     source = hub.resolve(name_or_path, spec=spec, config=model.config)
     source = hub.weights(name_or_path, source)
     io.assign(model.named_parameters(), source.tensors(model.config, absent))
+    _with_adapter(model, source.adapter)
     return source
 
 
@@ -209,13 +216,28 @@ def save_pretrained(
         )
 
 
-def _build(spec: ModelSpec, config: ModelConfig, context: ParallelContext | None) -> CausalLM:
-    """The network with zeros for weights."""
+def empty_model(
+    config: ModelConfig, *, context: ParallelContext | None = None, seed: int = 0
+) -> CausalLM:
+    """The network with zeros for weights, and a new adapter if `pet_config` says so."""
     from lm_core.nn.init import no_initial_values
     from lm_core.parallel.context import ParallelContext
 
     with no_initial_values():
-        return spec.build(config, context or ParallelContext.local())
+        model = hub.family_of(config).build(config, context or ParallelContext.local())
+    if config.pet_config is not None:
+        from lm_core.peft.lora import attach
+
+        attach(model, config.pet_config, seed)
+    return model
+
+
+def _with_adapter(model: CausalLM, adapter: str | Path | None) -> CausalLM:
+    if not adapter:
+        return model
+    from lm_core.peft.lora import get_pet_model
+
+    return get_pet_model(model, adapter)
 
 
 def _generation_json(settings: Any) -> str:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
-from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer
+from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer, empty_model
 from lm_core.checkpoint import hub
 from lm_core.checkpoint.io import TOKENIZER_FILES
+from lm_core.config.model import LoraConfig
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
 from lm_core.errors import CheckpointError, ConfigError, LmError
 from lm_core.log import get_logger
+from lm_core.peft import files
 from lm_core.pipeline import TextGenerationPipeline
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ class Trainer:
         eval_dataset: the same for evaluation.
         tokenizer: a tokenizer or its directory; saved with every checkpoint. None: the one beside
             the weights, where there are any.
-        pet_method: "" trains all weights.
+        pet_method: "" trains what the run says; "lora" an adapter: with the settings of the run
+            `<model>_lora` where there is one, else with defaults.
         callbacks: called beside those of the run.
 
     Attributes:
@@ -71,7 +74,7 @@ class Trainer:
     ) -> None:
         _check(task, pet_method)
         self.network: CausalLM | None = None
-        self.run = self._read(args, model)
+        self.run = self._read(args, model, pet_method)
         for section, path in (
             (self.run.train_dataset, train_dataset),
             (self.run.eval_dataset, eval_dataset),
@@ -176,23 +179,22 @@ class Trainer:
         self,
         args: RunConfig | str | Path | Mapping[str, Any] | None,
         model: str | Path | CausalLM | None,
+        pet_method: str,
     ) -> RunConfig:
         if isinstance(args, RunConfig):
             run = args.model_copy(deep=True)
-        elif args is not None:
-            run = registry.read_run(args)
         else:
-            run = _run_of(model)
-        if model is None:
-            return run
-        if not isinstance(model, str | Path):
+            run = _run_of(model, pet_method) if args is None else registry.read_run(args)
+        if model is not None and not isinstance(model, str | Path):
             self.network = model
-            run.model.config = model.config
-        elif Path(model).exists():
+            run.model.config = model.config.copy()
+        elif model is not None and Path(model).exists():
             run.model.config = AutoConfig.from_pretrained(model)
             run.load_checkpoint = run.load_checkpoint or str(model)
-        elif args is not None:
+        elif model is not None and args is not None:
             run.model.config = AutoConfig.from_pretrained(model)
+        if pet_method and run.model.config.pet_config is None:
+            run.model.config.pet_config = LoraConfig()
         return run
 
     def _train(
@@ -226,15 +228,18 @@ class Trainer:
         from lm_core.train import session, state
 
         self._prepare(run)
-        train, evaluation, resume, _, _ = _all_of(
+        train, evaluation, resume, _ = _all_of(
             lambda: session.open_records(run.train_dataset, "train_dataset"),
             lambda: session.open_records(run.eval_dataset, "eval_dataset") if run.do_eval else None,
             lambda: state.find(run.resume_training, session.checkpoint_folder(run)),
             lambda: self._check_start(run, start, from_random),
-            lambda: _check_adapters(run),
         )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
-        self.network = self._start(run, start, resume is not None)
+        self.network = self._start(run, start, resume)
+        if run.model.config.pet_config is not None:
+            from lm_core.peft.lora import log_trained
+
+            log_trained(self.network)
         loop = session.build(run, self.network, train, evaluation, resume=resume, files=files)
         loop.callbacks += self.callbacks
         if resume is None:
@@ -259,21 +264,22 @@ class Trainer:
                 "weights on purpose"
             )
 
-    def _start(self, run: RunConfig, start: str, resumed: bool) -> CausalLM:
+    def _start(self, run: RunConfig, start: str, resume: Path | None) -> CausalLM:
         """The model with the weights that training starts from."""
-        config = run.model.config
-        if resumed and self.network is None:
-            from lm_core.nn.init import no_initial_values
-            from lm_core.parallel.context import ParallelContext
+        config, adapter = run.model.config, run.load_adapter or None
+        if resume is not None and self.network is None:
+            base = run.load_checkpoint or files.base_of(resume) if files.has_adapter(resume) else ""
+            return AutoModel.from_pretrained(base, config=config) if base else empty_model(config)
+        if start and resume is None:
+            return AutoModel.from_pretrained(start, config=config, adapter=adapter, seed=run.seed)
+        if self.network is None:
+            fresh = config.copy(checkpoint_name_or_path="")
+            return AutoModel.from_config(fresh, seed=run.seed)
+        if config.pet_config is not None and self.network.config.pet_config is None:
+            from lm_core.peft.lora import get_pet_model
 
-            with no_initial_values():
-                return hub.family_of(config).build(config, ParallelContext.local())
-        if start and not resumed:
-            return AutoModel.from_pretrained(start, config=config)
-        if self.network is not None:
-            return self.network
-        fresh = config.copy(checkpoint_name_or_path="")
-        return AutoModel.from_config(fresh, seed=run.seed)
+            get_pet_model(self.network, config.pet_config, seed=run.seed)
+        return self.network
 
     def _weights(self, checkpoint: str | Path | bool | None) -> str | Path:
         """Where weights come from: what is given, "" for those in memory, what the run names."""
@@ -289,7 +295,9 @@ class Trainer:
         """The model with the weights of `_weights`."""
         self._prepare(self.run)
         if found or self.network is None:
-            self.network = AutoModel.from_pretrained(found, config=self.run.model.config)
+            self.network = AutoModel.from_pretrained(
+                found, config=self.run.model.config, adapter=self.run.load_adapter or None
+            )
         return self.network
 
     def _named_checkpoint(self) -> str:
@@ -348,29 +356,22 @@ def _check(task: str, pet_method: str) -> None:
     problems = []
     if task not in TASKS:
         problems.append(f"task: {task!r} is not trained; {suggest(task, TASKS)}")
-    if pet_method:
-        problems.append(f"pet_method: {pet_method!r} is not built yet; leave it out")
+    if pet_method not in ("", "lora"):
+        problems.append(f"pet_method: {pet_method!r} is unknown; must be 'lora', or left out")
     if problems:
         raise ConfigError(*problems)
 
 
-def _check_adapters(run: RunConfig) -> None:
-    if run.model.config.pet_config is not None:
-        raise ConfigError(
-            "model.model_config.pet_config: adapters are not built yet; must be left out; "
-            "remove it to train all weights"
-        )
-
-
-def _run_of(model: str | Path | CausalLM | None) -> RunConfig:
+def _run_of(model: str | Path | CausalLM | None, pet_method: str) -> RunConfig:
     """The run that a model's name stands for; defaults where it has none."""
     if model is None:
         raise ConfigError("model: is missing; must be a name, a directory or a model; give one")
     if isinstance(model, str | Path) and not Path(model).exists():
         spec = registry.find(str(model))
-        known = str(model) in spec.run_names()
+        named = [f"{model}_{pet_method}", str(model)] if pet_method else [str(model)]
+        known = [name for name in named if name in spec.run_names()]
         return registry.read_run(
-            str(model) if known else {"model": {"model_config": {"preset": str(model)}}}
+            known[0] if known else {"model": {"model_config": {"preset": str(model)}}}
         )
     config = AutoConfig.from_pretrained(model) if isinstance(model, str | Path) else model.config
     preset = next(iter(hub.family_of(config).presets))

@@ -50,7 +50,10 @@ def test_what_a_directory_is_read_from(tmp_path):
     ckpt.write(tmp_path / "x.ckpt", Memory({"from": np.zeros(1)}))
     assert io.open_directory(tmp_path).where.endswith("x.ckpt") and io.has_weights(tmp_path)
     ckpt.write(tmp_path / "y.ckpt", Memory({"from": np.zeros(1)}))
-    assert "holds x.ckpt, y.ckpt and no index" in problem(io.open_directory, tmp_path)
+    line = problem(io.open_directory, tmp_path)
+    assert "holds x.ckpt, y.ckpt, which have the same tensors, and no index" in line
+    ckpt.write(tmp_path / "y.ckpt", Memory({"other": np.ones(2)}))
+    same(dict(stream(io.open_directory(tmp_path))), {"from": np.zeros(1), "other": np.ones(2)})
     tensorfile.write(tmp_path / "other.safetensors", Memory(arrays()))
     assert io.open_directory(tmp_path).where.endswith("other.safetensors")
     (tmp_path / "pytorch_model.bin").touch()

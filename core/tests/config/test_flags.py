@@ -57,6 +57,7 @@ def test_every_flag_sets_its_key(resolve, flag, key, _metavar, _help):
         "epochs": 7,
         "batch_size": 9,
         "output_dir": "o",
+        "load_adapter": "a",
         "resume_training": True,
         "auto_trans_ckpt": True,
         "use_parallel": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lm_core.config.model import ModelConfig, PetConfig
+from lm_core.config.model import LoraConfig, ModelConfig
 from lm_core.errors import ConfigError, LmError
 
 
@@ -68,7 +68,7 @@ def test_assignment_is_checked():
 def test_a_copy_keeps_all_changes_and_shares_nothing():
     config = toy(top_k=3)
     config.parallel_config.data_parallel = 4
-    config.pet_config = PetConfig(lora_rank=2)
+    config.pet_config = LoraConfig(lora_rank=2)
     copied = config.copy({"top_p": 0.5}, do_sample=True)
     assert (copied.top_k, copied.top_p, copied.do_sample) == (3, 0.5, True)
     assert (

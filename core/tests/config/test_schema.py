@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from lm_core import log
 from lm_core.config import checks
-from lm_core.config.model import ModelConfig, PetConfig
+from lm_core.config.model import LoraConfig, ModelConfig
 from lm_core.config.parallel import ParallelConfig
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import Section, suggest
@@ -323,7 +323,7 @@ def test_defaults_are_valid_and_typed():
     for section in (
         RunConfig,
         ModelConfig,
-        PetConfig,
+        LoraConfig,
         ParallelConfig,
         LrSchedule,
         *Section.__subclasses__(),

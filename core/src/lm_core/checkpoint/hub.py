@@ -5,19 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io
-from lm_core.checkpoint.layout.table import Mapped, Native, Table
 from lm_core.checkpoint.layout.tensors import Tensors
+from lm_core.checkpoint.source import Source, table_of
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import get_logger, notice_once
+from lm_core.peft import files
 
 if TYPE_CHECKING:
     from lm_core.spec import ModelSpec
@@ -37,61 +37,6 @@ _GENERATION_KEYS = (
     "max_length",
     "max_new_tokens",
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where weights come from and what they are.
-
-    Attributes:
-        kind: "directory" or "file" holds weights; "preset" is a name without any.
-        path: the directory or file; None for a preset.
-        spec: the model family.
-        config: the architecture that belongs to the weights.
-        layout: whose names the weights have: "native", "hf", "mindformers" ...
-        notes: what an earlier conversion left to remember, for the metadata of the tensors.
-    """
-
-    kind: Literal["directory", "file", "preset"]
-    path: Path | None
-    spec: ModelSpec
-    config: ModelConfig
-    layout: str
-    notes: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def table(self) -> Table:
-        """The layout of the weights."""
-        return table_of(self.spec, self.layout)
-
-    def tensors(self, config: ModelConfig | None = None, absent: Collection[str] = ()) -> Mapped:
-        """The weights under our own names, checked by their manifest if they have one.
-
-        Args:
-            config: the architecture to fit them to, if it is not `self.config`.
-            absent: names that may be missing.
-
-        Raises:
-            CheckpointError: there are none, they are damaged, or they do not fit.
-        """
-        tensors = self.table.load(self.raw(), config or self.config, absent)
-        tensors.metadata = {**tensors.metadata, **self.notes}
-        return tensors
-
-    def raw(self) -> Tensors:
-        """The weights under the names that the files have."""
-        if self.path is None:
-            raise CheckpointError(f"{self.spec.name}: a preset has no weights; give a directory")
-        if self.kind == "file":
-            return io.open_file(self.path)
-        if (self.path / atomic.MANIFEST).exists():
-            atomic.check(self.path)
-        elif self.layout == "native":
-            notice_once(
-                f"unverified {self.path}",
-                f"{self.path}: has no {atomic.MANIFEST}; the files are not verified",
-            )
-        return io.open_directory(self.path)
 
 
 def resolve(
@@ -145,20 +90,6 @@ def weights(name: str | Path, source: Source) -> Source:
         f"{online}AutoModel.from_config(AutoConfig.from_pretrained({str(name)!r})) "
         f"is a model with random weights"
     )
-
-
-def table_of(spec: ModelSpec, layout: str) -> Table:
-    """A family's table by name; "native" is our own layout.
-
-    Raises:
-        CheckpointError: the family has no such table.
-    """
-    if layout == "native":
-        return Native(spec.tables["hf"].shapes)
-    if layout not in spec.tables:
-        known = ", ".join(["native", *spec.tables])
-        raise CheckpointError(f"{layout!r}: lm_{spec.name} has no such layout; use one of {known}")
-    return spec.tables[layout]
 
 
 def tokenizer_directory(name: str | Path) -> tuple[ModelSpec | None, Path]:
@@ -253,6 +184,27 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    if files.has_adapter(path):
+        if not io.has_weights(path):
+            return replace(_base_of(path, spec, config), adapter=path)
+        return replace(_weights_of(path, spec, config), adapter=path)
+    return _weights_of(path, spec, config)
+
+
+def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    """The weights that an adapter alone in its folder was trained on."""
+    base = files.base_of(path)
+    try:
+        return resolve(base, spec=spec, config=config)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path}: is an adapter without its base, and that ({base or 'of no name'}) is not "
+            f"found; give the base with --load_checkpoint and this with --load_adapter",
+            *error.problems,
+        ) from error
+
+
+def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if (path / "config.json").is_file():
         return _described(path, spec, config)
     newest = newest_checkpoint(path)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,14 +93,9 @@ def open_directory(directory: str | Path) -> Tensors:
         if path.is_file():
             return _indexed(path) if name.endswith(".json") else open_file(path)
     for suffix in (".safetensors", ".ckpt"):
-        files = sorted(directory.glob(f"*{suffix}"))
-        if len(files) > 1:
-            listed = ", ".join(path.name for path in files)
-            raise CheckpointError(
-                f"{directory}: holds {listed} and no index; give one of these files"
-            )
+        files = _weight_files(directory, suffix)
         if files:
-            return open_file(files[0])
+            return _together(directory, files)
     raise CheckpointError(
         f"{directory}: holds no weights; model.safetensors, {tensorfile.INDEX} or one .ckpt file "
         f"must be there; give another directory"
@@ -108,8 +104,30 @@ def open_directory(directory: str | Path) -> Tensors:
 
 def has_weights(directory: Path) -> bool:
     """Whether `open_directory` would find something."""
-    names = ("*.safetensors", "*.ckpt", "*.index.json", "pytorch_model.bin")
-    return any(next(directory.glob(name), None) for name in names)
+    if any(_weight_files(directory, suffix) for suffix in (".safetensors", ".ckpt")):
+        return True
+    return any(next(directory.glob(name), None) for name in ("*.index.json", "pytorch_model.bin"))
+
+
+def _weight_files(directory: Path, suffix: str) -> list[Path]:
+    """The files of a model: not an adapter beside it, nor the state of an optimizer."""
+    others = (f"adapter_model{suffix}", f"optimizer{suffix}")
+    return sorted(path for path in directory.glob(f"*{suffix}") if path.name not in others)
+
+
+def _together(directory: Path, paths: list[Path]) -> Tensors:
+    """One file, or several that share no name (MindFormers keeps an adapter in a file beside)."""
+    parts = [open_file(path) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    counts = Counter(name for part in parts for name in part.specs)
+    if max(counts.values()) > 1:
+        listed = ", ".join(path.name for path in paths)
+        raise CheckpointError(
+            f"{directory}: holds {listed}, which have the same tensors, and no index; "
+            f"give one of these files"
+        )
+    return Joined(str(directory), [(part, part.specs.keys()) for part in parts])
 
 
 class TorchFile:
@@ -207,6 +225,12 @@ class Parameters:
         array = self._parameters[name].asnumpy()
         dtype = self.specs[name].dtype
         return array.view(np.uint16).view(dtype) if dtype == BFLOAT16 else array
+
+
+def values(parameter: Parameter) -> np.ndarray:
+    """A parameter's values in float64."""
+    (array,) = (array for _, array in stream(Parameters({parameter.name: parameter})))
+    return cast(array, np.dtype("<f4")).astype(np.float64)
 
 
 def assign(

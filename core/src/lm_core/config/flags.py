@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FLAGS = (
     ("load_checkpoint", "load_checkpoint", "X", "weights: a directory, a file, or a preset name"),
+    ("load_adapter", "load_adapter", "D", "an adapter to put on these weights"),
     (
         "train_dataset_dir",
         "train_dataset.data_loader.dataset_dir",

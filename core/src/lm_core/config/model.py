@@ -22,26 +22,32 @@ from lm_core.errors import ConfigError
 FloatType = Literal["float32", "float16", "bfloat16"]
 
 
-class PetConfig(Section):
-    """Parameter-efficient tuning: `lora`, or `ptuning2` with its own keys."""
+class LoraConfig(Section):
+    """Adapters of low rank beside linear layers that are frozen: LoRA (Hu et al. 2021)."""
 
-    pet_type: Annotated[str, OneOf({"lora": (), "ptuning2": ()})] = "lora"
+    pet_type: Annotated[str, OneOf({"lora": ("LORA",)})] = "lora"
     lora_rank: Positive = 8
     lora_alpha: Factor = 16.0
+    """The adapter's output is scaled by lora_alpha / lora_rank."""
     lora_dropout: Probability = 0.01
-    lora_a_init: str = "normal"
-    lora_b_init: str = "zero"
+    """Rate on the adapter's input."""
+    lora_a_init: Annotated[str, OneOf({"normal": ("he_uniform", "kaiming_uniform")})] = "normal"
+    lora_b_init: Annotated[str, OneOf({"zero": ("zeros",)})] = "zero"
     target_modules: str | list[str] | None = None
-    """A regular expression over full layer names, or a list of layer names."""
+    """A regular expression for whole layer names, or a list of names or of their ends."""
     exclude_layers: str | list[str] | None = None
+    """Layers to leave out, written in the same way."""
     freeze_include: list[str] | None = None
+    """Parameters (`*` is any text) that stay as they are although they would be trained."""
     freeze_exclude: list[str] | None = None
+    """Parameters that are trained beside the adapter."""
     param_init_type: FloatType = "float32"
     compute_dtype: FloatType = "float32"
-    pre_seq_len: Positive = 128
-    prefix_projection: bool = False
-    projection_dim: Positive = 128
-    dropout_prob: Probability = 0.0
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapter's output."""
+        return self.lora_alpha / self.lora_rank
 
 
 class ModelConfig(Section):
@@ -85,7 +91,7 @@ class ModelConfig(Section):
     max_new_tokens: Positive | None = None
 
     checkpoint_name_or_path: str = ""
-    pet_config: PetConfig | None = None
+    pet_config: LoraConfig | None = None
     parallel_config: ParallelConfig = ParallelConfig()
 
     batch_size: Annotated[Positive, NO_EFFECT] = 1

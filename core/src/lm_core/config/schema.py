@@ -160,6 +160,8 @@ class RunConfig(Section):
     """`is_set("seed")` tells a seed that was given from this default."""
     output_dir: str = "./output"
     load_checkpoint: str = ""
+    load_adapter: str = ""
+    """An adapter to put on these weights: a folder (ours, or PEFT's) or a file."""
     src_strategy_path_or_dir: str = ""
     auto_trans_ckpt: bool = False
     only_save_strategy: bool = False

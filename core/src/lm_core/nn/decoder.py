@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.nn.cell import _cell_graph_executor
 
 from lm_core.nn import init
 from lm_core.nn.attention import MASKED
@@ -213,6 +214,14 @@ class CausalLM(nn.Cell):
                 weight.set_data(
                     Tensor(init.normal(seed, weight.name, weight.shape, cell.std), weight.dtype)
                 )
+
+    def forget_graphs(self) -> None:
+        """After a change of the layers: what is compiled is the network as it was."""
+        self._graphs.clear()
+        self.__dict__.pop("_decoders", None)
+        if self.compile_cache:
+            _cell_graph_executor.del_net_res(self, self.compile_cache)
+            self.compile_cache.clear()
 
     def recompute_layers(self) -> None:
         """Keeps the inputs of layers only and computes the rest again in the backward pass."""

@@ -29,6 +29,8 @@ class Linear(nn.Cell):
 
     split_dim: int | None = None
     """The dimension of `weight` that tensor parallelism splits."""
+    adapter: nn.Cell | None
+    """Adds to the result what it makes of x; None for a plain layer."""
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Linear(nn.Cell):
         self.has_bias = bias
         self.compute_type = backend.compute_dtype(compute_dtype)
         self.cast_needed = not (self.compute_type == kind == ms.float32)
+        self.adapter = None
         self.matmul = ops.MatMul()
         self.bias_add = ops.BiasAdd()
         self.on_cpu = backend.on_cpu()
@@ -59,6 +62,11 @@ class Linear(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """x: [T, inputs]. Returns [T, outputs]."""
+        y = self.affine(x)
+        return y if self.adapter is None else y + self.adapter(x)
+
+    def affine(self, x: Tensor) -> Tensor:
+        """x: [T, inputs]. Returns x @ weight + bias."""
         if self.cast_needed:
             y = self.matmul(
                 x.astype(self.compute_type), self.weight.astype(self.compute_type)

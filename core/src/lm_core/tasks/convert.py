@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from lm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lm_core.checkpoint.hub import Source
+    from lm_core.checkpoint.io import Joined, Parameters
     from lm_core.checkpoint.layout import Cast, Tensors
     from lm_core.checkpoint.layout.table import Mapped
+    from lm_core.checkpoint.source import Source
     from lm_core.checkpoint.tensorfile import Progress
     from lm_core.config.model import ModelConfig
     from lm_core.spec import ModelSpec
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     """The flags of `convert`."""
-    layouts = ["native", *sorted(spec.tables)]
+    layouts = ["native", *sorted(spec.tables), "peft"]
     add = parser.add_argument
     add("--input", required=True, metavar="X", help="directory, weights file, run output or hub id")
     add("--output", required=True, metavar="DIR", help="directory to write")
-    add("--format", required=True, choices=layouts, help="whose names and files to write")
+    add(
+        "--format",
+        required=True,
+        choices=layouts,
+        help="whose names and files; peft: the adapter alone",
+    )
     add(
         "--config", metavar="NAME", help="preset, run file or directory, if the input has no config"
     )
@@ -52,8 +58,15 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
             "max_shard_size: a .ckpt file is not sharded; leave --max_shard_size out"
         )
     source = hub.resolve(args.input, spec=spec, config=_config(args.config))
+    if args.format == "peft":
+        return _convert_adapter(source, args)
+    if source.adapter is not None or (args.format != "native" and source.config.pet_config):
+        raise CheckpointError(
+            f"{args.input}: has an adapter, which the layout {args.format} does not hold; merge it "
+            f"(python -m lm_{spec.name}.merge), or write it alone with --format peft"
+        )
     source = hub.weights(args.input, source)
-    ours: Mapped | Cast = source.tensors()
+    ours: Mapped | Cast | Joined = source.tensors()
     if args.dtype:
         ours = Cast(ours, args.dtype)
     total = total_bytes(ours) / 1e6
@@ -67,13 +80,31 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _convert_adapter(source: Source, args: Namespace) -> int:
+    """Writes the adapter of a model, or the one in a folder, as PEFT stores it."""
+    from lm_core.checkpoint.atomic import new_directory
+    from lm_core.peft import files
+
+    spec, config = source.spec, source.config
+    if source.adapter is not None:
+        adapter = files.read(source.adapter, spec, config)
+    else:
+        tensors = source.tensors()
+        adapter = files.inside(tensors, spec, config)
+        adapter.base_sum = files.checksum(tensors)
+    with new_directory(args.output, overwrite=args.overwrite) as directory:
+        files.write(directory, adapter, spec, config, "peft")
+    print(f"{args.output}: the adapter on {len(adapter.layers)} layers, layout peft")
+    return 0
+
+
 def write(
     directory: Path,
     source: Source,
-    ours: Mapped | Cast,
+    ours: Mapped | Cast | Joined | Parameters,
     layout: str,
-    limit: int | None,
-    progress: Progress,
+    limit: int | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Fills the output directory: config.json, weights, tokenizer and generation files."""
     from lm_core.checkpoint import io
@@ -96,11 +127,11 @@ def write_hf(
     directory: Path, source: Source, ours: Tensors, limit: int | None, progress: Progress
 ) -> None:
     """Writes what `transformers` reads: its config.json and safetensors with its names."""
-    from lm_core.checkpoint import hub
     from lm_core.checkpoint.layout.tensors import dtype_name
+    from lm_core.checkpoint.source import table_of
     from lm_core.checkpoint.tensorfile import write_sharded
 
-    theirs = hub.table_of(source.spec, "hf").save(ours, source.config)
+    theirs = table_of(source.spec, "hf").save(ours, source.config)
     theirs.metadata = {"format": "pt"}  # transformers refuses files that do not say it
     kinds = {dtype_name(spec.dtype) for spec in theirs.specs.values()}
     config = source.config.to_hf()
@@ -119,9 +150,10 @@ def write_ckpt(
     progress: Progress,
 ) -> None:
     """Writes a MindSpore .ckpt with the names of `layout`, and a config.json that says so."""
-    from lm_core.checkpoint import ckpt, hub, io
+    from lm_core.checkpoint import ckpt, io
+    from lm_core.checkpoint.source import table_of
 
-    theirs = hub.table_of(source.spec, layout).save(ours, source.config)
+    theirs = table_of(source.spec, layout).save(ours, source.config)
     ckpt.write(directory / f"{source.spec.name}.ckpt", theirs, progress)
     io.write_config(directory, source.spec.name, source.config, {"name": layout, **notes})
 

@@ -19,17 +19,18 @@ import pytest
 from lm_core import spec as registry
 from lm_core.checkpoint.layout import Memory
 from lm_core.testing import parity, tiny
+from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.parity import TOLERANCES
 
 if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
     from lm_core.spec import ModelSpec
 
-VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert")
+VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert", "merge")
 LAYOUTS = ("hf", "mindformers")
 
 
-class ModelContract:
+class ModelContract(AdapterContract):
     """A subclass gives `spec`, and `goldens`: a directory whose folders are recorded cases."""
 
     spec: ClassVar[ModelSpec]
@@ -209,7 +210,8 @@ class ModelContract:
                 for weight_file in parity.golden_cases(case):
                     target = tmp_path / case.name / weight_file
                     built = AutoModel.from_pretrained(
-                        parity.checkpoint_of(case, weight_file, target)
+                        parity.checkpoint_of(case, weight_file, target),
+                        adapter=case / "adapter" if (case / "adapter").is_dir() else None,
                     )
                     built.set_train(False)
                     parity.check_forward(built, golden)

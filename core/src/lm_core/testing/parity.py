@@ -2,7 +2,8 @@
 
 A case is a directory that holds `config.json`, weight files, and `golden.npz` with input_ids,
 logits, labels, loss, grad_names, grad_l2, greedy_prompt and greedy_tokens. Labels are like
-input_ids (not shifted); -100 is ignored.
+input_ids (not shifted); -100 is ignored. With a folder `adapter` in it, as PEFT writes it, the
+results are those of the model with that adapter, and the gradients are the adapter's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from lm_core.checkpoint.layout import Tensors
     from lm_core.nn.decoder import CausalLM
 
 
@@ -55,11 +57,14 @@ def checkpoint_of(case: Path, weight_file: str, directory: Path) -> Path:
 def gradients(
     built: CausalLM, input_ids: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean loss and its gradient for every parameter, by our names. Labels are like input_ids."""
+    """Mean loss and its gradient for every trained parameter, by our names.
+
+    Labels are like input_ids.
+    """
     import mindspore as ms
     from mindspore import ParameterTuple, Tensor, ops
 
-    parameters = built.named_parameters()
+    parameters = {n: p for n, p in built.named_parameters().items() if p.requires_grad}
 
     def mean_loss(ids: Tensor, targets: Tensor) -> Tensor:
         total, count = built.loss_terms(ids, targets)
@@ -85,16 +90,12 @@ def check_forward(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:
 
 def check_gradients(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:
     """The norm of every weight's gradient, under the original names."""
-    from lm_core import spec
-    from lm_core.checkpoint.layout import Memory
-
     loss, found = gradients(built, golden["input_ids"], golden["labels"])
     np.testing.assert_allclose(loss, golden["loss"], rtol=0, atol=TOLERANCES.loss)
-    table = spec.find(built.spec_name).tables["hf"]
-    theirs = table.save(Memory(found), built.config)
-    names = [str(name) for name in golden["grad_names"]]
-    actual = [np.sqrt(np.sum(np.square(theirs.read(name), dtype=np.float64))) for name in names]
+    theirs = _under_their_names(built, found)
+    names = [str(name).replace(".default.weight", ".weight") for name in golden["grad_names"]]
     assert set(names) == set(theirs.specs), sorted(set(names) ^ set(theirs.specs))
+    actual = [np.sqrt(np.sum(np.square(theirs.read(name), dtype=np.float64))) for name in names]
     np.testing.assert_allclose(
         actual,
         golden["grad_l2"],
@@ -102,6 +103,18 @@ def check_gradients(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:
         atol=TOLERANCES.gradient_absolute,
         err_msg=", ".join(names),
     )
+
+
+def _under_their_names(built: CausalLM, found: dict[str, np.ndarray]) -> Tensors:
+    from lm_core import spec
+    from lm_core.checkpoint.layout import Memory
+    from lm_core.peft import layout
+
+    family, lora = spec.find(built.spec_name), built.config.pet_config
+    if lora is None:
+        return family.tables["hf"].save(Memory(found), built.config)
+    arrays, _ = layout.save(found, family, built.config, lora, "peft")
+    return Memory(arrays)
 
 
 def check_greedy(built: CausalLM, golden: np.lib.npyio.NpzFile) -> None:

@@ -1,0 +1,114 @@
+"""Weights that were found: where they are, whose names they have, what they are read as."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lm_core.checkpoint import atomic, io
+from lm_core.checkpoint.layout.table import Mapped, Native, Table
+from lm_core.checkpoint.layout.tensors import Memory, Tensors
+from lm_core.config.model import ModelConfig
+from lm_core.errors import CheckpointError
+from lm_core.log import notice_once
+from lm_core.peft import layout, targets
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from and what they are.
+
+    Attributes:
+        kind: "directory" or "file" holds weights; "preset" is a name without any.
+        path: the directory or file; None for a preset.
+        spec: the model family.
+        config: the architecture that belongs to the weights.
+        layout: whose names the weights have: "native", "hf", "mindformers" ...
+        notes: what an earlier conversion left to remember, for the metadata of the tensors.
+        adapter: the folder of an adapter that belongs on the model; None for none.
+    """
+
+    kind: Literal["directory", "file", "preset"]
+    path: Path | None
+    spec: ModelSpec
+    config: ModelConfig
+    layout: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+    adapter: Path | None = None
+
+    @property
+    def table(self) -> Table:
+        """The layout of the weights."""
+        return table_of(self.spec, self.layout)
+
+    def tensors(
+        self, config: ModelConfig | None = None, absent: Collection[str] = ()
+    ) -> Mapped | io.Joined:
+        """The weights under our own names, checked by their manifest if they have one.
+
+        Args:
+            config: the architecture to fit them to, if it is not `self.config`.
+            absent: names that may be missing.
+
+        Raises:
+            CheckpointError: there are none, they are damaged, or they do not fit.
+        """
+        tensors = self._load(self.raw(), config or self.config, absent)
+        tensors.metadata = {**tensors.metadata, **self.notes}
+        return tensors
+
+    def _load(
+        self, raw: Tensors, config: ModelConfig, absent: Collection[str]
+    ) -> Mapped | io.Joined:
+        """The weights, and an adapter that is among them or new (then it is not in the result)."""
+        inside = [name for name in raw.specs if layout.is_adapter_name(name)]
+        if inside and config.pet_config is None:
+            raise CheckpointError(
+                f"{raw.where}: holds an adapter ({inside[0]}, ...) and the run has none; set "
+                f"model.model_config.pet_config (a run such as {self.spec.name}_lora has it), or "
+                f"merge the adapter first"
+            )
+        if config.pet_config is None:
+            return self.table.load(raw, config, absent)
+        base = io.Joined(raw.where, [(raw, raw.specs.keys() - set(inside))])
+        if self.layout == "native":
+            new = () if inside else targets.adapter_shapes(self.spec, config, config.pet_config)
+            return self.table.load(raw, config, {*absent, *new})
+        adapter = layout.load(raw, self.spec, config, config.pet_config) if inside else {}
+        parts = [self.table.load(base, config, absent), Memory(adapter, raw.where)]
+        return io.Joined(raw.where, [(part, part.specs.keys()) for part in parts])
+
+    def raw(self) -> Tensors:
+        """The weights under the names that the files have."""
+        if self.path is None:
+            raise CheckpointError(f"{self.spec.name}: a preset has no weights; give a directory")
+        if self.kind == "file":
+            return io.open_file(self.path)
+        if (self.path / atomic.MANIFEST).exists():
+            atomic.check(self.path)
+        elif self.layout == "native":
+            notice_once(
+                f"unverified {self.path}",
+                f"{self.path}: has no {atomic.MANIFEST}; the files are not verified",
+            )
+        return io.open_directory(self.path)
+
+
+def table_of(spec: ModelSpec, layout: str) -> Table:
+    """A family's table by name; "native" is our own layout.
+
+    Raises:
+        CheckpointError: the family has no such table.
+    """
+    if layout == "native":
+        return Native(partial(targets.shapes, spec))
+    if layout not in spec.tables:
+        known = ", ".join(["native", *spec.tables])
+        raise CheckpointError(f"{layout!r}: lm_{spec.name} has no such layout; use one of {known}")
+    return spec.tables[layout]

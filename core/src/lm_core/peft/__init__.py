@@ -1,0 +1,1 @@
+"""Parameter-efficient tuning: LoRA (Hu et al. 2021)."""

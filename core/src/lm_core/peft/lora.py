@@ -1,0 +1,213 @@
+"""LoRA (Hu et al. 2021): a frozen linear layer and beside it a product of two thin matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from lm_core.checkpoint import hub, io
+from lm_core.checkpoint.layout.tensors import Memory
+from lm_core.config.model import LoraConfig
+from lm_core.errors import CheckpointError, ConfigError
+from lm_core.log import get_logger
+from lm_core.nn import init
+from lm_core.nn.dropout import Dropout
+from lm_core.nn.linear import Linear
+from lm_core.parallel import backend
+from lm_core.peft import files, layout, targets
+
+if TYPE_CHECKING:
+    from lm_core.nn.decoder import CausalLM
+
+_FIRST_SITE = 1 << 16
+"""Numbers of the adapters' dropouts, past those of any model."""
+
+
+class Lora(nn.Cell):
+    """`scale * (dropout(x) @ lora_a) @ lora_b`, which is 0 at the start because lora_b is.
+
+    Args:
+        linear: the layer beside which it stands.
+        name: of that layer, for the names and initial values of the parameters.
+        config: rank, alpha, dropout, types.
+        model: gives the seed and step of the dropout masks.
+        site: number of the Dropout.
+        seed: of the initial values.
+    """
+
+    def __init__(
+        self, linear: Linear, name: str, config: LoraConfig, model: CausalLM, site: int, seed: int
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        inputs, outputs = linear.weight.shape
+        kind = backend.DTYPES[config.param_init_type]
+        # The variance of a uniform draw within 1 / sqrt(in), which PEFT and mindpet start from.
+        values = np.zeros((inputs, config.lora_rank), np.float32)
+        if not init.skip_initial_values():
+            std = 1.0 / math.sqrt(3.0 * inputs)
+            values = init.normal(seed, f"{name}.lora_a", values.shape, std)
+        self.lora_a = Parameter(Tensor(values, kind), name=f"{name}.lora_a")
+        self.lora_b = Parameter(
+            Tensor(np.zeros((config.lora_rank, outputs), np.float32), kind), name=f"{name}.lora_b"
+        )
+        self.dropout = Dropout(config.lora_dropout, site)
+        self.dropout_state = model.dropout_state
+        self.scale = config.scale
+        self.compute_type = backend.compute_dtype(config.compute_dtype)
+        self.product = ops.MatMul()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x: [T, in]. Returns [T, out] in the type of x."""
+        seed, step = self.dropout_state[0], self.dropout_state[1]
+        inputs = self.dropout(x, seed * 668265263 + step * 374761393).astype(self.compute_type)
+        thin = self.product(inputs, self.lora_a.astype(self.compute_type)) * self.scale
+        return self.product(thin, self.lora_b.astype(self.compute_type)).astype(x.dtype)
+
+
+def get_pet_model(model: CausalLM, config: LoraConfig | str | Path, *, seed: int = 0) -> CausalLM:
+    """Puts an adapter on a model, in place; from then on only the adapter is trained.
+
+    Args:
+        model: the base. Its weights are frozen and never change.
+        config: what to put on which layers; or a folder with an adapter, ours or PEFT's, whose
+            values are loaded.
+        seed: of the initial values of a new adapter.
+
+    Returns:
+        the model.
+
+    Raises:
+        ConfigError: no layer has the given name, or the model has an adapter already.
+        CheckpointError: the adapter in the folder does not belong to this model.
+    """
+    if isinstance(config, LoraConfig):
+        if layers(model):
+            raise ConfigError(
+                "pet_config: the model has an adapter already; merge it first (merge_adapter)"
+            )
+        attach(model, config, seed)
+        return model
+    adapter = files.read(config, hub.family_of(model.config), model.config, model.config.pet_config)
+    files.check_base(adapter, io.Parameters(model.named_parameters()))
+    if not layers(model):
+        with init.no_initial_values():
+            attach(model, adapter.config, seed)
+    _check_same(model, adapter)
+    io.assign(model.named_parameters(), Memory(adapter.arrays, adapter.where))
+    return model
+
+
+def attach(model: CausalLM, config: LoraConfig, seed: int = 0) -> None:
+    """Adds the adapter's layers and freezes all other parameters."""
+    spec = hub.family_of(model.config)
+    chosen = targets.targets(spec, model.config, config)
+    linears = dict(_linears(model))
+    for number, layer in enumerate(chosen):
+        linear = linears[layer]
+        linear.adapter = Lora(linear, layer, config, model, _FIRST_SITE + number, seed)
+        linear.adapter.set_train(model.training)
+        # Becoming part of a Cell has put the Cell's name for it in front.
+        linear.adapter.lora_a.name = f"{layer}.lora_a"
+        linear.adapter.lora_b.name = f"{layer}.lora_b"
+    model.config.pet_config = config.model_copy()
+    model.forget_graphs()
+    freeze(model, config)
+
+
+def _check_same(model: CausalLM, adapter: files.Adapter) -> None:
+    """The adapter must be for all of the layers that the model has adapters on, and no others."""
+    ours = {name for name in model.named_parameters() if layout.is_adapter_name(name)}
+    theirs = {name for name in adapter.arrays if layout.is_adapter_name(name)}
+    if ours != theirs:
+        names = ", ".join(sorted(ours ^ theirs))
+        raise CheckpointError(
+            f"{adapter.where}: is not on the layers that pet_config chooses (only one of them has "
+            f"{names}); set target_modules as it was when the adapter was trained"
+        )
+
+
+def freeze(model: CausalLM, config: LoraConfig) -> None:
+    """Sets `requires_grad`: of adapters, task heads and what `freeze_exclude` names."""
+    for name, parameter in model.named_parameters().items():
+        trained = (
+            layout.is_adapter_name(name)
+            or targets.is_task_head(name)
+            or any(fnmatchcase(name, pattern) for pattern in config.freeze_exclude or [])
+        )
+        kept = any(fnmatchcase(name, pattern) for pattern in config.freeze_include or [])
+        parameter.requires_grad = trained and not kept
+
+
+def layers(model: CausalLM) -> dict[str, Linear]:
+    """The layers of a model that have an adapter, by name."""
+    return {name: linear for name, linear in _linears(model) if linear.adapter is not None}
+
+
+def merge_adapter(model: CausalLM) -> CausalLM:
+    """Folds the adapter into the weights, in place: W + scale * A B, computed in float64.
+
+    Returns:
+        the model, which has no adapter any more; all of its weights can be trained.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = layers(model)
+    config = model.config.pet_config
+    if not found or config is None:
+        raise ConfigError("merge: the model has no adapter; load one first (get_pet_model)")
+    merged = {}
+    for name, linear in found.items():
+        assert isinstance(linear.adapter, Lora)
+        a, b = (io.values(p) for p in (linear.adapter.lora_a, linear.adapter.lora_b))
+        weight = io.values(linear.weight)
+        merged[f"{name}.weight"] = (weight + config.scale * (a @ b)).astype(np.float32)
+        linear.adapter = None
+    io.assign(model.named_parameters(), Memory(merged))
+    model.config.pet_config = None
+    model.forget_graphs()
+    for parameter in model.named_parameters().values():
+        parameter.requires_grad = True
+    return model
+
+
+def adapter_of(model: CausalLM, base: str = "", base_sum: str = "") -> files.Adapter:
+    """The adapter of a model, to be written.
+
+    Raises:
+        CheckpointError: the model has none.
+    """
+    config = model.config.pet_config
+    if config is None:
+        raise CheckpointError("adapter: the model has none; put one on it with get_pet_model")
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters().items()
+        if layout.is_adapter_name(name) or parameter.requires_grad
+    }
+    values = io.Parameters(trained)
+    arrays = {name: values.read(name) for name in values.specs}
+    return files.Adapter(config, arrays, base, base_sum)
+
+
+def log_trained(model: CausalLM) -> None:
+    """Says how many of the parameters are trained."""
+    parameters = model.named_parameters().values()
+    trained = sum(p.size for p in parameters if p.requires_grad)
+    total = sum(p.size for p in parameters)
+    get_logger(__name__).info(
+        "LoRA on %d layers: %s of %s parameters are trained (%.2f %%)",
+        len(layers(model)), f"{trained:,}", f"{total:,}", 100 * trained / total,
+    )  # fmt: skip
+
+
+def _linears(model: CausalLM) -> Iterator[tuple[str, Linear]]:
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, Linear):
+            yield cell.weight.name.removesuffix(".weight"), cell
