@@ -63,6 +63,14 @@ ROWS = {
         "peak memory of training, 4 x 256 tokens", "GB", "training_memory", {},
         higher=False, targets=(("transformers, plain", 1.2), ("transformers, fused", 1.2)),
     ),
+    "lora": Row(
+        "LoRA step (rank 64 on q and v), 4 x 256 tokens, against our full step", "tokens/s",
+        "lora", {}, targets=(("lm, full", 1.3),),
+    ),
+    "lora_memory": Row(
+        "peak memory of LoRA, 4 x 256 tokens, against our full training", "GB", "lora_memory", {},
+        higher=False, targets=(("lm, full", 0.5),),
+    ),
     "decode_memory": Row(
         "peak memory of decoding, batch 1", "GB", "decode_memory", {}, higher=False
     ),
@@ -205,24 +213,45 @@ class Bench:
             ]
             if np.ptp(losses, axis=0).max() > 2e-3:
                 raise ContenderError(f"the losses of the first steps differ: {losses}")
-            rounds = self.in_turn(
-                {
-                    name: lambda worker=worker: 1024 / worker.ask("train", rows=rows)["seconds"]
-                    for name, worker in trainers.items()
-                }
-            )
+            rounds = self._train_in_turn(trainers)
         return {"values": {name: [r[name] for r in rounds] for name in trainers}}
+
+    def _tuners(self, stack: ExitStack) -> dict[str, Worker]:
+        tuners = {}
+        for name, variant in (("lm", "lora"), ("lm, full", "plain")):
+            worker = self.worker(stack, "lm")
+            assert worker is not None
+            worker.ask("start_training", learning_rate=1e-4, variant=variant)
+            tuners[name] = worker
+        return tuners
+
+    def lora(self) -> Result:
+        """Tokens per second of a step that trains an adapter, and of one that trains all."""
+        with ExitStack() as stack:
+            tuners = self._tuners(stack)
+            rounds = self._train_in_turn(tuners)
+        return {"values": {name: [r[name] for r in rounds] for name in tuners}}
+
+    def lora_memory(self) -> Result:
+        """Peak memory of processes that train an adapter, or all weights, for three steps."""
+        with ExitStack() as stack:
+            return {"values": _peaks(self._tuners(stack))}
+
+    def _train_in_turn(self, trainers: dict[str, Worker]) -> list[dict[str, Any]]:
+        rows = _training_rows()
+        for worker in trainers.values():
+            worker.ask("train", rows=rows)
+        return self.in_turn(
+            {
+                name: lambda worker=worker: 1024 / worker.ask("train", rows=rows)["seconds"]
+                for name, worker in trainers.items()
+            }
+        )
 
     def training_memory(self) -> Result:
         """Peak memory of a process that reads the model and trains three steps."""
-        values = {}
         with ExitStack() as stack:
-            for name, worker in self._trainers(stack).items():
-                for _ in range(3):
-                    worker.ask("train", rows=_training_rows())
-                values[name] = [worker.ask("peak_memory") / 1e9]
-                worker.close()
-        return {"values": values}
+            return {"values": _peaks(self._trainers(stack))}
 
     def decode_memory(self) -> Result:
         """Peak memory of a process that reads the model and decodes 64 tokens."""
@@ -291,6 +320,17 @@ class Bench:
                 }
             )
         return {"values": {name: [r[name] for r in rounds] for name in rounds[0]}}
+
+
+def _peaks(trainers: dict[str, Worker]) -> dict[str, list[float]]:
+    """Gigabytes after three steps, one process after the other."""
+    values = {}
+    for name, worker in trainers.items():
+        for _ in range(3):
+            worker.ask("train", rows=_training_rows())
+        values[name] = [worker.ask("peak_memory") / 1e9]
+        worker.close()
+    return values
 
 
 def _training_rows() -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_core import AutoModel
+from lm_core import AutoModel, LoraConfig, get_pet_model
 
 sys.path.append(str(Path(__file__).parents[2]))  # tools: demo_corpus
 
@@ -37,10 +37,13 @@ class Lm:
         return {"tokens": [row[len(prompts[0]) :].tolist() for row in rows], "seconds": seconds}
 
     def start_training(self, learning_rate: float, variant: str) -> None:
-        """Compiles nothing yet."""
+        """Compiles nothing yet. "lora" trains an adapter as the run gpt2_lora does."""
         from lm_core.train.optimizer import AdamW
         from lm_core.train.step import TrainStep, trained_parameters
 
+        if variant == "lora":
+            lora = LoraConfig(lora_rank=64, lora_alpha=128.0, lora_dropout=0.1)
+            get_pet_model(self.model, lora)
         self.rate = learning_rate
         optimizer = AdamW(trained_parameters(self.model), weight_decay=0.0)
         self.step = TrainStep(self.model, optimizer, max_grad_norm=1.0)

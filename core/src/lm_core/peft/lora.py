@@ -29,8 +29,55 @@ _FIRST_SITE = 1 << 16
 """Numbers of the adapters' dropouts, past those of any model."""
 
 
+class LowRank(nn.Cell):
+    """`scale * (dropout(x) @ a) @ b`, which keeps nothing but x for its backward pass.
+
+    The mask is computed again: it is a function of the step, and larger than all else here.
+
+    Args:
+        config: alpha, dropout, type of the products.
+        site: number of the Dropout.
+    """
+
+    def __init__(self, config: LoraConfig, site: int) -> None:
+        super().__init__()
+        self.dropout = Dropout(config.lora_dropout, site)
+        self.scale = config.scale
+        self.compute_type = backend.compute_dtype(config.compute_dtype)
+        self.product = ops.MatMul()
+        self.product_at = ops.MatMul(transpose_a=True)
+        self.product_bt = ops.MatMul(transpose_b=True)
+
+    def inputs(self, x: Tensor, key: Tensor) -> Tensor:
+        """x: [T, in]. Returns what is multiplied."""
+        return self.dropout(x, key).astype(self.compute_type)
+
+    def thin(self, inputs: Tensor, a: Tensor) -> Tensor:
+        """Returns [T, r]."""
+        return self.product(inputs, a.astype(self.compute_type)) * self.scale
+
+    def construct(self, x: Tensor, a: Tensor, b: Tensor, key: Tensor) -> Tensor:
+        """x: [T, in]; a: [in, r]; b: [r, out]; key: int32 scalar. Returns [T, out] as x is."""
+        y = self.product(self.thin(self.inputs(x, key), a), b.astype(self.compute_type))
+        return y.astype(x.dtype)
+
+    def bprop(
+        self, x: Tensor, a: Tensor, b: Tensor, key: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, a and b."""
+        # Else these would be found equal to those of the forward pass, and be kept from there.
+        x, key = ops.depend(x, dout), ops.depend(key, dout)
+        inputs = self.inputs(x, key)
+        dy = dout.astype(self.compute_type)
+        d_thin = self.product_bt(dy, b.astype(self.compute_type)) * self.scale
+        d_a = self.product_at(inputs, d_thin).astype(a.dtype)
+        d_b = self.product_at(self.thin(inputs, a), dy).astype(b.dtype)
+        d_inputs = self.product_bt(d_thin, a.astype(self.compute_type)).astype(x.dtype)
+        return self.dropout(d_inputs, key), d_a, d_b, ops.zeros_like(key)
+
+
 class Lora(nn.Cell):
-    """`scale * (dropout(x) @ lora_a) @ lora_b`, which is 0 at the start because lora_b is.
+    """An adapter of one layer; its output is 0 at the start because lora_b is.
 
     Args:
         linear: the layer beside which it stands.
@@ -56,18 +103,13 @@ class Lora(nn.Cell):
         self.lora_b = Parameter(
             Tensor(np.zeros((config.lora_rank, outputs), np.float32), kind), name=f"{name}.lora_b"
         )
-        self.dropout = Dropout(config.lora_dropout, site)
         self.dropout_state = model.dropout_state
-        self.scale = config.scale
-        self.compute_type = backend.compute_dtype(config.compute_dtype)
-        self.product = ops.MatMul()
+        self.branch = LowRank(config, site)
 
     def construct(self, x: Tensor) -> Tensor:
-        """x: [T, in]. Returns [T, out] in the type of x."""
+        """x: [T, in]. Returns [T, out]."""
         seed, step = self.dropout_state[0], self.dropout_state[1]
-        inputs = self.dropout(x, seed * 668265263 + step * 374761393).astype(self.compute_type)
-        thin = self.product(inputs, self.lora_a.astype(self.compute_type)) * self.scale
-        return self.product(thin, self.lora_b.astype(self.compute_type)).astype(x.dtype)
+        return self.branch(x, self.lora_a, self.lora_b, seed * 668265263 + step * 374761393)
 
 
 def get_pet_model(model: CausalLM, config: LoraConfig | str | Path, *, seed: int = 0) -> CausalLM:
