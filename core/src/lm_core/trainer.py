@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
 from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer
-from lm_core.checkpoint import hub
+from lm_core.checkpoint import hub, saved
 from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
@@ -243,11 +243,11 @@ class Trainer:
         return loop
 
     def _check_start(self, run: RunConfig, start: str, from_random: bool) -> None:
-        from lm_core.train import session, state
+        from lm_core.train import session
 
         going_on: Any = run.resume_training
         if going_on is True:
-            going_on = state.checkpoints(session.checkpoint_folder(run))
+            going_on = saved.checkpoints(session.checkpoint_folder(run), saved.STATE)
         if going_on:
             return
         if start:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_core.checkpoint import atomic
+from lm_core.checkpoint import atomic, saved
 from lm_core.errors import CheckpointError, DataError
 from lm_core.train import state
 from lm_core.train.callbacks import CheckpointMonitor, MetricsFile
@@ -36,7 +36,7 @@ def made(make_loop, folder):
         scale = LossScale(8.0, dynamic=True, window=2)
         return make_loop(total, scale=scale, **options)
 
-    if not state.checkpoints(folder):
+    if not saved.checkpoints(folder):
         loop = make(metrics=folder / "m.jsonl")
         loop.callbacks = [
             MetricsFile(folder / "m.jsonl"), CheckpointMonitor(folder, every_steps=1, keep=99)
@@ -110,7 +110,7 @@ def test_hidden_folders_hold_no_checkpoints_of_this_run(made, folder, tmp_path):
     made()
     shutil.copytree(folder / "CKP-2", tmp_path / ".earlier-1" / "rank_0" / "CKP-9")
     shutil.copytree(folder / "CKP-2", tmp_path / "rank_0" / "CKP-2")
-    assert state.newest(tmp_path) == tmp_path / "rank_0" / "CKP-2"
+    assert saved.newest(tmp_path) == tmp_path / "rank_0" / "CKP-2"
 
 
 def damage(path: Path, choose: random.Random) -> str:
@@ -137,13 +137,12 @@ def test_the_newest_that_is_undamaged(made, folder, tmp_path, caplog, seed):
         shutil.copytree(folder / f"CKP-{step}", tmp_path / f"CKP-{step}")
     count = choose.randrange(1, 4)
     names = [damage(tmp_path / f"CKP-{7 - n}", choose) for n in range(count)]
-    # Without training.json it is no training checkpoint at all, and nothing is said of it.
-    said = [n for n, name in enumerate(names) if (tmp_path / f"CKP-{7 - n}/training.json").exists()]
     with caplog.at_level("WARNING", logger="lm_core"):
         assert state.find(True, tmp_path) == tmp_path / f"CKP-{7 - count}"
-    assert len(caplog.messages) == len(said)
-    for message, n in zip(caplog.messages, said, strict=True):
+    *said, last = caplog.messages
+    for n, message in enumerate(said):
         assert f"CKP-{7 - n}/{names[n]}" in message and "trying the checkpoint before" in message
+    assert len(said) == count and last.startswith(f"using {tmp_path}/CKP-{7 - count}, the newest")
 
 
 def test_all_are_damaged(made, folder, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_core import spec as registry
-from lm_core.checkpoint import atomic, io
+from lm_core.checkpoint import atomic, io, saved
 from lm_core.checkpoint.layout.table import Mapped, Native, Table
 from lm_core.checkpoint.layout.tensors import Tensors
 from lm_core.config.model import ModelConfig
@@ -83,6 +83,7 @@ class Source:
         if self.path is None:
             raise CheckpointError(f"{self.spec.name}: a preset has no weights; give a directory")
         if self.kind == "file":
+            atomic.check_file(self.path)
             return io.open_file(self.path)
         if (self.path / atomic.MANIFEST).exists():
             atomic.check(self.path)
@@ -171,7 +172,7 @@ def tokenizer_directory(name: str | Path) -> tuple[ModelSpec | None, Path]:
     path = path.parent if path.is_file() else path
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", *io.TOKENIZER_FILES)):
-            path = newest_checkpoint(path) or path
+            path = saved.newest(path, saved.CONFIG) or path
         return _tokenizer_family(path), path
     source = _name(str(name), None, None)
     if source.path is not None:
@@ -213,23 +214,6 @@ def download(repository: str, patterns: list[str] | None = None) -> Path:
     return path
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of a run's output; damaged ones are named and passed over."""
-    manifests = [p for depth in range(1, 5) for p in directory.glob("*/" * depth + atomic.MANIFEST)]
-    found = [
-        path.parent
-        for path in manifests
-        if (path.parent / "config.json").is_file()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    ]
-    for path in sorted(found, key=_age, reverse=True):
-        problems = atomic.verify(path)
-        if not problems:
-            return path
-        get_logger(__name__).warning("%s; trying the checkpoint before it", "; ".join(problems))
-    return None
-
-
 def generation_defaults(directory: Path) -> dict[str, Any]:
     """The settings of generation_config.json that a model configuration has too."""
     path = directory / "generation_config.json"
@@ -255,7 +239,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if (path / "config.json").is_file():
         return _described(path, spec, config)
-    newest = newest_checkpoint(path)
+    newest = saved.newest(path, saved.CONFIG)
     if newest is not None:
         notice_once(f"newest {newest}", f"{path}: using {newest}")
         return _directory(newest, spec, config)
@@ -385,9 +369,3 @@ def _tokenizer_family(path: Path) -> ModelSpec | None:
         if any(name in word for name in (spec.name, *spec.hf_types)):
             return spec
     return None
-
-
-def _age(path: Path) -> tuple[int, float]:
-    """Later training steps, then later files, sort last."""
-    numbers = re.findall(r"\d+", path.name)
-    return (int(numbers[-1]) if numbers else -1, (path / atomic.MANIFEST).stat().st_mtime)

@@ -210,6 +210,7 @@ class CheckpointMonitor(Section):
     keep_checkpoint_per_n_minutes: Annotated[int, NO_EFFECT] = 0
     integrated_save: Annotated[bool, NO_EFFECT] = True
     async_save: bool = False
+    """Copy the state to host memory and let a thread write it while training goes on."""
     save_network_params: bool = True
     save_trainable_params: bool = False
     exception_save: Annotated[bool, NO_EFFECT] = False

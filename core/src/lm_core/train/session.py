@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_core.checkpoint import atomic
+from lm_core.checkpoint import atomic, saved
 from lm_core.config.load import dump_run
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
@@ -28,7 +28,7 @@ from lm_core.train.callbacks import (
 from lm_core.train.evaluation import Evaluator
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
-from lm_core.train.state import METRICS, TrainState, read_counters
+from lm_core.train.state import TrainState, read_counters
 from lm_core.train.step import TrainStep, trained_parameters
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def set_aside(run: RunConfig, files: MutableMapping[str, Path], rank: int = 0) -
         rank: whose checkpoints.
     """
     folder = checkpoint_folder(run, rank)
-    if not states.checkpoints(folder):
+    if not saved.checkpoints(folder, saved.STATE):
         return
     number = 1
     while (target := folder.parent / f".earlier-{number}" / folder.name).exists():
@@ -145,7 +145,7 @@ def build(
         loss_scale=LossScale.from_config(run.loss_scale),
         data=data,
         run_text=dump_run(run),
-        metrics=log_folder(run) / METRICS,
+        metrics=log_folder(run) / saved.METRICS,
         files=files or {},
     )
     if resume is not None:
@@ -215,8 +215,8 @@ def _resume(state: TrainState, checkpoint: Path, schedule: Schedule) -> None:
     )  # fmt: skip
     if state.step.steps < schedule.total_steps:
         return
-    saved = read_counters(checkpoint)["step"]
-    log.info("the run is complete at step %d; train longer with --epochs or --max_steps", saved)
+    done = read_counters(checkpoint)["step"]
+    log.info("the run is complete at step %d; train longer with --epochs or --max_steps", done)
 
 
 def _evaluation_intervals(run: RunConfig) -> tuple[int | None, int | None]:
@@ -232,7 +232,7 @@ def _callbacks(run: RunConfig, resume: Path | None) -> list[Callback]:
     found: list[Callback] = []
     if run.loss_monitor is not None:
         found.append(LossMonitor(run.loss_monitor.per_print_times))
-    found.append(MetricsFile(log_folder(run) / METRICS))
+    found.append(MetricsFile(log_folder(run) / saved.METRICS))
     for item in run.callbacks:
         if isinstance(item, SummaryMonitor):
             folder = item.summary_dir or Path(run.output_dir) / "summary" / "rank_0"
@@ -246,6 +246,7 @@ def _callbacks(run: RunConfig, resume: Path | None) -> list[Callback]:
             every_seconds=settings.save_checkpoint_seconds,
             keep=settings.keep_checkpoint_max,
             last=resume,
+            background=settings.async_save,
         )
     )
     return found
