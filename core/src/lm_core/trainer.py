@@ -234,6 +234,8 @@ class Trainer:
             lambda: _check_adapters(run),
         )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
+        named = bool(self.tokenizer is not None or _vocabulary(run))
+        session.check_vocabulary(run.model.config, files, named)
         self.network = self._start(run, start, resume is not None)
         loop = session.build(run, self.network, train, evaluation, resume=resume, files=files)
         loop.callbacks += self.callbacks

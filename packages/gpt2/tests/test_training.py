@@ -16,7 +16,7 @@ from lm_core.checkpoint import atomic
 from lm_core.errors import CheckpointError, ConfigError, DataError, LmError
 from lm_core.testing import tiny
 from lm_core.train.callbacks import Callback
-from lm_core.train.loop import TrainingError
+from lm_core.train.nonfinite import TrainingError
 
 DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_rate", "attention_dropout_rate")
 

@@ -165,6 +165,11 @@ def test_all_that_is_missing_is_said_at_once(workplace, data, sizes, tmp_path, c
     ("changes", "message"),
     [
         (["--batch_size", "23"], "batch_size: 23 is more than the 22 records"),
+        (
+            ["runner_config.gradient_accumulation_steps=6"],
+            "batch_size: 4 x gradient_accumulation_steps 6 x data_parallel 1 is more than the 22",
+        ),
+        (["model.model_config.vocab_size=60"], "holds the id 60; the model's vocab_size is 60"),
         (["model.model_config.seq_length=32"], "17"),
         (["--train_dataset_dir", "nowhere"], "nowhere"),
         (["--load_checkpoint", "nowhere"], "nowhere"),
@@ -182,6 +187,40 @@ def test_mistakes(workplace, data, sizes, tmp_path, monkeypatch, capsys, changes
     (line,) = problems(capsys, "pretrain", "gpt2", *words)
     assert message in line
     assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+@pytest.fixture
+def large_vocabulary(tmp_path) -> Path:
+    """Of 300 tokens, with ids that a model of 281 lacks."""
+    folder = tmp_path / "large"
+    Gpt2Tokenizer(*train_bpe([tiny.text(20)], 300)).save_pretrained(folder)
+    return folder
+
+
+def test_a_vocabulary_that_the_model_lacks_is_not_kept_with_it(
+    trained, large_vocabulary, tmp_path, capsys, caplog
+):
+    """One that was named is refused; one that lay beside the weights is warned of."""
+    words = ["--config", "run.yaml", "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+    size = AutoTokenizer.from_pretrained(large_vocabulary).vocab_size
+    (line,) = problems(capsys, "pretrain", "gpt2", *words, "--tokenizer", str(large_vocabulary))
+    expected = f"tokenizer: {large_vocabulary} has ids up to {size - 1}; must be below the model's"
+    assert f"{expected} vocab_size 281" in line and f"vocab_size={size}" in line
+    assert not (tmp_path / "out").exists()
+    start = tmp_path / "start"
+    AutoModel.from_pretrained("out").save_pretrained(
+        start, tokenizer=AutoTokenizer.from_pretrained(large_vocabulary)
+    )
+    assert main(["finetune", "gpt2", *words, "--load_checkpoint", str(start)]) == 0
+    assert f"tokenizer: {start} has ids up to {size - 1}" in caplog.text
+
+
+def test_a_prompt_with_ids_that_the_model_lacks(trained, large_vocabulary, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(large_vocabulary)
+    word = next(text for n in range(281, 300) if (text := tokenizer.decode([n])).isalpha())
+    words = ["--load_checkpoint", "out", "--tokenizer", str(large_vocabulary)]
+    (line,) = problems(capsys, "predict", "gpt2", *words, "--predict_data", word)
+    assert "must be from 0 to 280; use the tokenizer that belongs to the model" in line
 
 
 def test_an_output_folder_that_cannot_be(workplace, data, sizes, tmp_path, capsys):

@@ -68,7 +68,8 @@ class LossMonitor(Callback):
             )
 
     def after_step(self, loop: TrainLoop, record: Record) -> None:
-        self.losses.append(record["loss"])
+        if math.isfinite(record["loss"]):
+            self.losses.append(record["loss"])
         if self.bar is not None:
             self.bar.set_postfix_str(self._numbers(record, record["loss"]), refresh=False)
             self.bar.update(1)
@@ -77,7 +78,7 @@ class LossMonitor(Callback):
 
     def _line(self, loop: TrainLoop, record: Record) -> None:
         share = 100 * loop.steps // loop.total_steps
-        mean = sum(self.losses) / len(self.losses)
+        mean = sum(self.losses) / len(self.losses) if self.losses else record["loss"]
         self.losses = []
         log.info(
             "step %d/%d (%d %%), epoch %d/%d, %s, %s left",
