@@ -201,7 +201,7 @@ def test_a_disk_without_room_is_found_before_writing(made, tmp_path, monkeypatch
     before = {path.name: path.read_bytes() for path in (tmp_path / "CKP-0").iterdir()}
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(CheckpointError, match="GB are free here"):
+    with pytest.raises(CheckpointError, match="100 B are free here"):
         loop.state.save(tmp_path / "CKP-0")
     assert {path.name: path.read_bytes() for path in (tmp_path / "CKP-0").iterdir()} == before
     assert not atomic.verify(tmp_path / "CKP-0")

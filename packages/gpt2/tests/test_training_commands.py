@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -187,6 +188,60 @@ def test_mistakes(workplace, data, sizes, tmp_path, monkeypatch, capsys, changes
     (line,) = problems(capsys, "pretrain", "gpt2", *words)
     assert message in line
     assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+def damaged(content: bytes, turn: int, choose: random.Random) -> bytes:
+    """A flipped bit, or the file cut off, or longer by a byte."""
+    if turn % 4 == 0:
+        return content[: choose.randrange(len(content))]
+    if turn % 4 == 1 and turn % 3 == 0:
+        return content + b"\0"
+    flipped = bytearray(content)
+    flipped[choose.randrange(len(content))] ^= 1 << choose.randrange(8)
+    return bytes(flipped)
+
+
+def test_every_damage_is_found_and_named(trained, tmp_path, capsys):
+    """Of every file of a training checkpoint, one after the other."""
+    checkpoint = tmp_path / "CKP-5"
+    shutil.copytree(trained / "checkpoint" / "rank_0" / "CKP-5", checkpoint)
+    files, choose = sorted(checkpoint.iterdir()), random.Random(0)
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".txt", ".safetensors"}
+    for turn in range(12 * len(files)):
+        path = files[turn % len(files)]
+        content = path.read_bytes()
+        path.write_bytes(damaged(content, turn // len(files), choose))
+        (line,) = problems(capsys, "checkpoint", "verify", str(tmp_path))
+        assert line.startswith(f"error: {path}: "), (turn, line)
+        path.write_bytes(content)
+    assert turn > 100 and main(["checkpoint", "verify", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("how", ["--resume_training", "--load_checkpoint", "python"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    trained, tmp_path, capsys, caplog, how
+):
+    """The newest is cut off, the one before it lost its manifest."""
+    output = tmp_path / "out"
+    shutil.copytree(trained, output)
+    folder = output / "checkpoint" / "rank_0"
+    os.truncate(folder / "CKP-5" / "model.safetensors", 1000)
+    (folder / "CKP-4" / "manifest.json").unlink()
+    if how == "python":
+        AutoModel.from_pretrained(output)
+    elif how == "--load_checkpoint":
+        words = ["--load_checkpoint", str(output), "--predict_data", "the"]
+        assert main(["predict", "gpt2", *words]) == 0
+    else:
+        words = ["--config", "run.yaml", "--output_dir", str(output), "--resume_training", "True"]
+        assert main(["pretrain", "gpt2", *words]) == 0
+        assert f"resuming {folder}/CKP-2: step 2" in caplog.text
+        last = trained / "checkpoint" / "rank_0" / "CKP-5" / "model.safetensors"
+        assert (folder / "CKP-5" / "model.safetensors").read_bytes() == last.read_bytes()
+    first, second, third = caplog.messages[:3]
+    assert first.startswith(f"{folder}/CKP-5/model.safetensors: has 1000 bytes; must be ")
+    assert second.startswith(f"{folder}/CKP-4/manifest.json: missing; ")
+    assert third == f"using {folder}/CKP-2, the newest that is undamaged"
 
 
 @pytest.fixture

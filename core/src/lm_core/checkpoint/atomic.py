@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lm_core.errors import CheckpointError
-from lm_core.log import get_logger
+from lm_core.log import byte_count, get_logger
 
 MANIFEST = "manifest.json"
 
@@ -69,6 +69,10 @@ def new_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]
         if not _is_about(error, temporary):
             raise
         raise CheckpointError(_explain(error, target)) from error
+    except CheckpointError as error:
+        # Users know the name that the directory was to have.
+        named = (problem.replace(temporary.name, target.name) for problem in error.problems)
+        raise CheckpointError(*named) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -108,7 +112,7 @@ def require_space(directory: str | Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
-            f"{directory}: {free / 1e9:.2f} GB are free here; {needed / 1e9:.2f} GB are needed; "
+            f"{directory}: {byte_count(free)} are free here; {byte_count(needed)} are needed; "
             f"free some space or choose another directory"
         )
 

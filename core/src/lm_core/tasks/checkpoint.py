@@ -11,6 +11,7 @@ from typing import Any
 
 from lm_core.checkpoint import atomic, saved
 from lm_core.errors import CheckpointError
+from lm_core.log import byte_count
 
 HELP = {
     "verify": "read every file of every checkpoint and compare it with the manifest",
@@ -50,7 +51,7 @@ def _verify(found: list[Path]) -> None:
         problems += wrong
         if not wrong:
             files = atomic.read_manifest(path)
-            print(f"{path}: ok, {len(files)} files, {_size(_bytes(path))}", flush=True)
+            print(f"{path}: ok, {len(files)} files, {byte_count(_bytes(path))}", flush=True)
     if problems:
         raise CheckpointError(*problems)
 
@@ -86,7 +87,7 @@ def _line(path: Path) -> Line:
     return Line(
         "-" if step < 0 else str(step),
         _time(path),
-        _size(_bytes(path)),
+        byte_count(_bytes(path)),
         loss,
         held_out,
         "damaged" if atomic.verify(path) else "ok",
@@ -126,10 +127,3 @@ def _losses(path: Path) -> tuple[str, str]:
 
 def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _size(count: int) -> str:
-    for unit, letters in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {letters}"
-    return f"{count} B"
