@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from lm_core.checkpoint import atomic, saved
 from lm_core.errors import CheckpointError, DataError
 from lm_core.train import state
-from lm_core.train.callbacks import CheckpointMonitor, MetricsFile
+from lm_core.train.callbacks import Callback, CheckpointMonitor, MetricsFile
 from lm_core.train.loss_scale import LossScale
 
 
@@ -73,6 +74,55 @@ def test_resuming_reads_no_data(made, folder, monkeypatch):
     loop = made()
     monkeypatch.setattr(RecordDataset, "stream", lambda *_: pytest.fail("a record was read"))
     loop.state.load(folder / "CKP-6")
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_resumed_run_reads_no_record_again(made, folder, monkeypatch, step):
+    """So it starts as quickly at any step: it reads what it trains, and one for the length."""
+    from lm_core.data import pipeline
+
+    read, iterate = [], pipeline.iterate
+
+    def count(*args):
+        for row in iterate(*args):
+            read.append(row)
+            yield row
+
+    monkeypatch.setattr(pipeline, "iterate", count)
+    loop = made()
+    loop.state.load(folder / f"CKP-{step}")
+    loop.run()
+    assert len(read) == (7 - step) * 4 + 1
+
+
+def test_saved_in_the_background_it_is_the_same_checkpoint(made, folder, tmp_path, monkeypatch):
+    """Every step is saved, and written when the steps after it have long changed the weights."""
+    real = atomic.require_space
+
+    def late(*args):
+        time.sleep(0.05)
+        real(*args)
+
+    made()
+    monkeypatch.setattr(atomic, "require_space", late)
+    metrics = tmp_path / "m.jsonl"
+    monitor = CheckpointMonitor(tmp_path, every_steps=1, keep=99, background=True)
+    ahead = []
+
+    class Look(Callback):
+        def end_step(self, loop):
+            ahead.append(monitor.last is None or saved.step_of(monitor.last) < loop.steps)
+
+    loop = made(metrics=metrics, callbacks=[MetricsFile(metrics), monitor, Look()])
+    loop.run()
+    assert all(ahead[:6])
+    for step in range(1, 8):
+        for name in ("model.safetensors", "optimizer.safetensors", "training.json", "config.json"):
+            ours, theirs = (place / f"CKP-{step}" / name for place in (tmp_path, folder))
+            assert ours.read_bytes() == theirs.read_bytes(), ours
+        history = (tmp_path / f"CKP-{step}" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in history] == list(range(1, step + 1))
+        assert not atomic.verify(tmp_path / f"CKP-{step}")
 
 
 def test_files(folder, made):
