@@ -36,6 +36,12 @@ def test_hidden_ones_do_not_count(tmp_path):
     assert checkpoints(tmp_path) == []
 
 
+def test_a_manifest_of_others_is_no_checkpoint(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "manifest.json").write_text('{"name": "a web page"}')
+    assert checkpoints(tmp_path) == [] and newest(tmp_path, CONFIG) is None
+
+
 def test_of_two_with_one_name_the_later(tmp_path):
     first, second = save(tmp_path / "a" / "CKP-3"), save(tmp_path / "b" / "CKP-3")
     os.utime(second / atomic.MANIFEST, (1, 1))

@@ -123,6 +123,8 @@ def test_steps_that_are_not_finite_are_left_out_where_that_is_asked_for(
     again = make_loop(7, scale=LossScale(8.0, dynamic=True, window=100), **options)
     loop.state.save(tmp_path / "CKP-7")
     again.state.load(tmp_path / "CKP-7")
+    with file.open("a") as unfinished:
+        unfinished.write('{"step": 1, "wh')
     again.nonfinite.begin(3)
     assert [line["step"] for line in listed(file)] == [2, 3]
 

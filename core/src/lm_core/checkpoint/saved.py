@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from lm_core.checkpoint import atomic
@@ -68,12 +68,12 @@ def step_of(directory: Path) -> int:
 
 
 def _candidates(folder: Path, depth: int) -> Iterator[Path]:
-    """Directories that are, or were, a checkpoint: one of the two files says so."""
+    """Directories that are, or were, a checkpoint."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
         return
-    if atomic.MANIFEST in names or STATE in names:
+    if _is_checkpoint(folder, names):
         yield folder
         return
     for name in names:
@@ -86,14 +86,27 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
             yield from _candidates(folder / name, depth - 1)
 
 
+def _is_checkpoint(folder: Path, names: list[str]) -> bool:
+    """Any one of its files may be gone or damaged; others, too, call a file manifest.json."""
+    if STATE in names:
+        return True
+    return atomic.MANIFEST in names and (CONFIG in names or _listed(folder) is not None)
+
+
 def _had(directory: Path, name: str) -> bool:
     """Whether a checkpoint was written with a file, which may be gone now."""
     if (directory / name).is_file():
         return True
+    listed = _listed(directory)
+    return listed is None or name in listed  # Where nobody knows, it is damaged and will be named.
+
+
+def _listed(directory: Path) -> Collection[str] | None:
+    """The files that the manifest lists; None where it is missing or damaged."""
     try:
-        return name in atomic.read_manifest(directory)
+        return atomic.read_manifest(directory).keys()
     except CheckpointError:
-        return True  # Nobody knows; it is damaged and will be named.
+        return None
 
 
 def _written(directory: Path) -> float:

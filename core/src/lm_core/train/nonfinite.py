@@ -49,7 +49,11 @@ class NonFinite:
         if self.path is None or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
+        kept = "".join(line for line in lines if _step(line) <= steps)
+        if kept:
+            self.path.write_text(kept, encoding="utf-8")
+        else:
+            self.path.unlink()
 
     def check(self, step: int, result: StepResult, place: tuple[int, int], mendable: bool) -> bool:
         """Whether the step's loss and gradient are as they must be.
@@ -106,3 +110,11 @@ class NonFinite:
         except OSError as error:
             return f", which {self.path} cannot take ({error.strerror})"
         return f", which are in {self.path}"
+
+
+def _step(line: str) -> float:
+    """The step of a line of the file; a line that a killed run left unfinished is of no step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
