@@ -179,3 +179,10 @@ def test_the_terminal_gets_a_bar_and_messages_do_not_tear_it(monkeypatch):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_byte_counts():
+    from lm_core.log import byte_count
+
+    found = [byte_count(number) for number in (0, 999, 1000, 1_234_567, 5 * 10**9, 3 * 10**12)]
+    assert found == ["0 B", "999 B", "1.0 KB", "1.2 MB", "5.0 GB", "3000.0 GB"]

@@ -40,6 +40,10 @@ VERBS = {
     "plan": "show sizes, memory and ranks of a run",
 }
 WITH_RUN = ("pretrain", "finetune", "evaluate", "predict", "chat", "export", "plan")
+PLAIN = {
+    "checkpoint": "verify or list the checkpoints below a folder",
+}
+"""Verbs that need no model."""
 
 
 def entry() -> None:
@@ -95,8 +99,10 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if verb == "models":
         return _models()
+    if verb in PLAIN:
+        return _run_plain(verb, words[1:])
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, [*VERBS, "models"], n=1)
+        near = difflib.get_close_matches(verb, [*VERBS, *PLAIN, "models"], n=1)
         hint = f"did you mean {near[0]}?" if near else "`lm --help` lists them"
         raise ConfigError(f"lm: {verb!r} is not a verb; {hint}")
     model = words[1] if len(words) > 1 else "--help"
@@ -126,13 +132,7 @@ def _verb_without_model(verb: str, word: str) -> int:
 
 def _run(verb: str, spec: ModelSpec, words: list[str], program: str, run_name: str = "") -> int:
     task = _task(verb)
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=f"{spec.name}: {VERBS[verb]}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        conflict_handler="resolve",  # a verb may say more about a common flag
-    )
+    parser = _parser(program, f"{spec.name}: {VERBS[verb]}")
     if verb in WITH_RUN:
         add_run_arguments(parser)
     # A verb whose flags depend on the model takes the package as a second argument.
@@ -142,6 +142,23 @@ def _run(verb: str, spec: ModelSpec, words: list[str], program: str, run_name: s
         args.config = run_name
     check_numpy()
     return int(task.run(spec, args, overrides) or 0)
+
+
+def _run_plain(verb: str, words: list[str]) -> int:
+    task = _task(verb)
+    parser = _parser(f"lm {verb}", PLAIN[verb])
+    task.add_arguments(parser)
+    return int(task.run(_parse(parser, words)[0]) or 0)
+
+
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        conflict_handler="resolve",  # a verb may say more about a common flag
+    )
 
 
 def _task(verb: str) -> ModuleType:
@@ -188,20 +205,20 @@ def check_numpy() -> None:
 
 
 def _verbs() -> list[str]:
-    return [
-        verb for verb in VERBS if find_spec("lm_core.tasks") and find_spec(f"lm_core.tasks.{verb}")
-    ]
+    return [verb for verb in (*VERBS, *PLAIN) if find_spec(f"lm_core.tasks.{verb}")]
 
 
 def _usage() -> str:
     from lm_core.spec import names
 
-    verbs = "\n".join(f"  {verb:<12}{VERBS[verb]}" for verb in _verbs())
+    known = VERBS | PLAIN
+    verbs = "\n".join(f"  {verb:<12}{known[verb]}" for verb in _verbs())
     return (
         f"usage: lm VERB MODEL [--config NAME_OR_FILE] [...]\n\nverbs:\n{verbs}\n"
         f"  {'models':<12}list installed models and their sizes\n\n"
         f"models: {', '.join(names()) or 'none; pip install lm-gpt2'}\n\n"
-        f"`lm VERB MODEL --help` lists the flags; `python -m lm_MODEL.VERB` is the same command."
+        f"`lm VERB MODEL --help` lists the flags; `python -m lm_MODEL.VERB` is the same command.\n"
+        f"{', '.join(PLAIN)} take no MODEL."
     )
 
 

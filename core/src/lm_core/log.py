@@ -196,3 +196,11 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def byte_count(number: int) -> str:
+    """1234567 -> "1.2 MB"."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} B"

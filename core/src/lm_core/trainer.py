@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
 from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer, empty_model
-from lm_core.checkpoint import hub
+from lm_core.checkpoint import hub, saved
 from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.config.model import LoraConfig
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
 from lm_core.errors import CheckpointError, ConfigError, LmError
 from lm_core.log import get_logger
-from lm_core.peft import files
+from lm_core.peft import files as adapters
 from lm_core.pipeline import TextGenerationPipeline
 
 if TYPE_CHECKING:
@@ -235,6 +235,8 @@ class Trainer:
             lambda: self._check_start(run, start, from_random),
         )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
+        named = bool(self.tokenizer is not None or _vocabulary(run))
+        session.check_vocabulary(run.model.config, files, named)
         self.network = self._start(run, start, resume)
         if run.model.config.pet_config is not None:
             from lm_core.peft.lora import log_trained
@@ -248,11 +250,11 @@ class Trainer:
         return loop
 
     def _check_start(self, run: RunConfig, start: str, from_random: bool) -> None:
-        from lm_core.train import session, state
+        from lm_core.train import session
 
         going_on: Any = run.resume_training
         if going_on is True:
-            going_on = state.checkpoints(session.checkpoint_folder(run))
+            going_on = saved.checkpoints(session.checkpoint_folder(run), saved.STATE)
         if going_on:
             return
         if start:
@@ -268,8 +270,10 @@ class Trainer:
         """The model with the weights that training starts from."""
         config, adapter = run.model.config, run.load_adapter or None
         if resume is not None and self.network is None:
-            base = run.load_checkpoint or files.base_of(resume) if files.has_adapter(resume) else ""
-            return AutoModel.from_pretrained(base, config=config) if base else empty_model(config)
+            if not adapters.has_adapter(resume):
+                return empty_model(config)
+            base = run.load_checkpoint or adapters.base_of(resume)
+            return AutoModel.from_pretrained(base, config=config)
         if start and resume is None:
             return AutoModel.from_pretrained(start, config=config, adapter=adapter, seed=run.seed)
         if self.network is None:

@@ -279,7 +279,7 @@ def test_new_file(tmp_path):
 
 def test_space(tmp_path):
     require_space(tmp_path / "not" / "yet", 1000)
-    with pytest.raises(CheckpointError, match=r"GB are free here; 1000000000\.00 GB are needed"):
+    with pytest.raises(CheckpointError, match=r"B are free here; 1000000000\.0 GB are needed"):
         require_space(tmp_path / "not" / "yet", 10**18)
 
 

@@ -276,6 +276,21 @@ def test_the_newest_good_checkpoint_of_a_run(tmp_path, weights, caplog):
     assert same(source, {name: array + 9 for name, array in weights.items()})
 
 
+def test_a_run_of_which_all_is_damaged(tmp_path, weights):
+    (native(tmp_path / "step-1", weights) / "config.json").write_text("{}")
+    for what in (hub.resolve, hub.tokenizer_directory):
+        assert "step-1/config.json: " in problem(what, tmp_path)
+
+
+def test_a_file_of_a_checkpoint_is_verified_too(tmp_path, weights):
+    file = native(tmp_path / "m", weights) / "model.safetensors"
+    assert same(hub.resolve(file), weights)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "m/model.safetensors: is not as it was written" in problem(hub.resolve(file).raw)
+
+
 def test_a_replaced_directory_whose_writer_died(tmp_path, weights):
     directory = native(tmp_path / "m", weights)
     os.rename(directory, tmp_path / ".m.old-host-1-aa")

@@ -27,11 +27,16 @@ VOCABULARY, LENGTH, RECORDS = 23, 6, 22
 
 
 class TinyModel(nn.Cell):
-    """Embedding, one gated layer with dropout, a bias, a head; predicts from the token alone."""
+    """Embedding, one gated layer with dropout, a bias, a head; predicts from the token alone.
+
+    The id `poison` makes the loss infinite, and adds nothing to its gradient.
+    """
 
     spec_name = "tiny"
 
-    def __init__(self, hidden: int = 8, rate: float = 0.0, seed: int = 0, kind=ms.float32) -> None:
+    def __init__(
+        self, hidden: int = 8, rate: float = 0.0, seed: int = 0, kind=ms.float32, poison=None
+    ) -> None:
         backend.setup()
         super().__init__()
         generator = np.random.default_rng(seed)
@@ -47,6 +52,7 @@ class TinyModel(nn.Cell):
         self.dropout = Dropout(rate, 0)
         self.state = Parameter(Tensor(np.zeros(2, np.int32)), name="dropout", requires_grad=False)
         self.cross_entropy = CrossEntropy()
+        self.poison = poison
         self.config = ModelConfig(
             vocab_size=VOCABULARY, hidden_size=hidden, num_layers=1, num_heads=1, seq_length=LENGTH
         )
@@ -57,7 +63,11 @@ class TinyModel(nn.Cell):
         h = ops.tanh(ops.matmul(x, self.up.astype(ms.float32)) + self.bias.astype(ms.float32))
         h = self.dropout(h, key)
         logits = ops.matmul(x + h, self.head.astype(ms.float32))
-        return self.cross_entropy(logits, labels.reshape((-1,)))
+        total, count = self.cross_entropy(logits, labels.reshape((-1,)))
+        if self.poison is not None:
+            found = ops.ReduceSum()((input_ids == self.poison).astype(ms.float32))
+            total = total + ops.exp(1000.0 * found) - 1.0
+        return total, count
 
     def set_dropout(self, seed: int, step: int) -> None:
         self.state.set_data(Tensor(np.array([seed, step], np.int32)))
@@ -112,9 +122,10 @@ def make_loop(record_file):
 
     def make(
         total=8, *, batch=4, accumulation=1, rate=0.3, scale=None, learning_rate=1e-2, path=None,
-        shuffle=True, drop_remainder=True, metrics=None, callbacks=(), evaluate=None, **plan,
+        shuffle=True, drop_remainder=True, metrics=None, callbacks=(), evaluate=None,
+        poison=None, **plan,
     ):  # fmt: skip
-        model = TinyModel(rate=rate)
+        model = TinyModel(rate=rate, poison=poison)
         data = BatchIterator(
             RecordDataset(path or record_file), batch, seed=3, shuffle=shuffle,
             drop_remainder=drop_remainder, vocab_size=VOCABULARY,

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,17 +35,23 @@ class Loop(SimpleNamespace):
 
     def __init__(self, total: int = 10, start: int = 0) -> None:
         super().__init__(steps=start, total_steps=total, epochs=3, saved=[], broken=())
-        self.state = SimpleNamespace(save=self.save)
+        self.state = SimpleNamespace(snapshot=self.snapshot)
 
     def seconds_left(self) -> float:
         return 65.0
 
-    def save(self, path: Path) -> None:
-        if self.steps in self.broken:
-            raise CheckpointError(f"{path}: disk is full; make room")
-        with atomic.new_directory(path, overwrite=True) as scratch:
-            (scratch / "training.json").write_text(json.dumps({"step": self.steps}))
-        self.saved.append(self.steps)
+    def snapshot(self, *, copy: bool = True) -> SimpleNamespace:
+        step = self.steps if copy else None
+
+        def write(path: Path) -> None:
+            now = self.steps if step is None else step
+            if now in self.broken:
+                raise CheckpointError(f"{path}: disk is full; make room")
+            with atomic.new_directory(path, overwrite=True) as scratch:
+                (scratch / "training.json").write_text(json.dumps({"step": now}))
+            self.saved.append(now)
+
+        return SimpleNamespace(write=write)
 
     def run(self, *items, **changes) -> Loop:
         for item in items:
@@ -180,19 +190,53 @@ def test_old_checkpoints_go(tmp_path, keep):
     assert {"other-1", "other-2"} <= set(names(tmp_path))
 
 
-def test_nothing_is_deleted_for_a_new_one_that_is_damaged(tmp_path, monkeypatch):
+@pytest.mark.parametrize("background", [True, False])
+def test_nothing_is_deleted_for_a_new_one_that_is_damaged(
+    tmp_path, monkeypatch, caplog, background
+):
+    """What was written is read back; at the end of a run a damaged one is an error."""
     monkeypatch.setattr(atomic, "verify", lambda path: [f"{path}: damaged"])
-    Loop(4).run(CheckpointMonitor(tmp_path, "x", every_steps=1, keep=1))
+    monitor = CheckpointMonitor(tmp_path, "x", every_steps=1, keep=1, background=background)
+    with pytest.raises(CheckpointError, match="x-4: damaged"):
+        Loop(4).run(monitor)
     assert names(tmp_path) == ["x-1", "x-2", "x-3", "x-4"]
+    assert [text for text in caplog.messages if "NOT SAVED" in text] == [
+        f"CHECKPOINT NOT SAVED at step {n}: {tmp_path}/x-{n}: damaged; training goes on"
+        for n in (1, 2, 3)
+    ]
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_only_itself(tmp_path, caplog):
+def test_old_ones_that_cannot_be_deleted_are_named(tmp_path, monkeypatch, caplog):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(atomic, "remove_directory", refuse)
+    assert Loop(2).run(CheckpointMonitor(tmp_path, "x", every_steps=1, keep=1)).saved == [1, 2]
+    assert f"{tmp_path}/x-1: cannot be deleted: Permission denied" in caplog.text
+    assert "NOT SAVED" not in caplog.text
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+    """Whatever step it was writing."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f".x-9.tmp-{socket.gethostname()}-{pid}-aa").mkdir()
+    Loop(1).run(CheckpointMonitor(tmp_path, "x"))
+    left = f".x-9.tmp-{socket.gethostname()}-{os.getpid()}-aa"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left, "x-1"]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_checkpoint_that_cannot_be_written_costs_only_itself(tmp_path, caplog, background):
     loop = Loop(6)
     loop.broken = (2, 3)
-    lines = lines_of(caplog, CheckpointMonitor(tmp_path, "x", every_steps=1, keep=9), loop=loop)
+    monitor = CheckpointMonitor(tmp_path, "x", every_steps=1, keep=9, background=background)
+    lines = lines_of(caplog, monitor, loop=loop)
     assert loop.saved == [1, 4, 5, 6]
     assert [line for line in lines if "NOT SAVED" in line] == [
-        f"CHECKPOINT NOT SAVED at step {n}: {tmp_path}/x-{n}: disk is full; make room"
+        f"CHECKPOINT NOT SAVED at step {n}: {tmp_path}/x-{n}: disk is full; make room; "
+        "training goes on"
         for n in (2, 3)
     ]
 
@@ -228,3 +272,117 @@ def test_a_complete_run_that_is_resumed_writes_nothing(tmp_path):
     assert Loop(3).run(CheckpointMonitor(tmp_path, "x")).saved == [3]
     monitor = CheckpointMonitor(tmp_path, "x", last=tmp_path / "x-3")
     assert Loop(3, start=3).run(monitor).saved == []
+
+
+class Slow:
+    """A snapshot that is written when it is allowed to."""
+
+    def __init__(self, loop: Loop, log: list) -> None:
+        self.loop, self.log, self.step = loop, log, loop.steps
+        self.may_end = threading.Event()
+        self.began = threading.Event()
+
+    def write(self, path: Path) -> None:
+        self.log.append(("begin", self.step, self.loop.steps))
+        self.began.set()
+        assert self.may_end.wait(20)
+        with atomic.new_directory(path) as scratch:
+            (scratch / "training.json").write_text(str(self.step))
+        self.log.append(("end", self.step, self.loop.steps))
+
+
+@pytest.fixture
+def slow():
+    """A loop whose checkpoints take as long as a test wants."""
+    loop, made, log = Loop(9), [], []
+
+    def snapshot(*, copy: bool = True) -> Slow:
+        made.append(Slow(loop, log))
+        if not copy:
+            made[-1].may_end.set()
+        return made[-1]
+
+    loop.state.snapshot = snapshot
+    return loop, made, log
+
+
+def step(loop: Loop, monitor: CheckpointMonitor) -> None:
+    loop.steps += 1
+    monitor.end_step(loop)
+
+
+def test_in_the_background_steps_go_on_and_one_is_written_at_a_time(tmp_path, slow):
+    loop, made, log = slow
+    monitor = CheckpointMonitor(tmp_path, "x", every_steps=3, background=True)
+    monitor.begin(loop)
+    for _ in range(5):
+        step(loop, monitor)
+    assert made[0].began.wait(20) and len(made) == 1 and loop.steps == 5
+    assert log[0][:2] == ("begin", 3) and not (tmp_path / "x-3").exists()
+    # The sixth step's copy is made only when the third's is on the disk.
+    second = threading.Thread(target=step, args=(loop, monitor))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and len(made) == 1
+    made[0].may_end.set()
+    second.join(20)
+    assert not second.is_alive() and len(made) == 2 and monitor.last == tmp_path / "x-3"
+    assert made[1].began.wait(20)
+    # The end of the run waits, too.
+    loop.steps = 9
+    last = threading.Thread(target=monitor.finish, args=(loop,))
+    last.start()
+    last.join(0.2)
+    assert last.is_alive()
+    made[1].may_end.set()
+    last.join(20)
+    monitor.close()
+    assert names(tmp_path) == ["x-3", "x-6", "x-9"] and monitor.last == tmp_path / "x-9"
+    assert [entry[:2] for entry in log] == [(w, n) for n in (3, 6, 9) for w in ("begin", "end")]
+
+
+def test_a_run_that_fails_still_ends_the_checkpoint_it_was_writing(tmp_path, slow):
+    loop, made, _ = slow
+    monitor = CheckpointMonitor(tmp_path, "x", every_steps=3, background=True)
+    for _ in range(4):
+        step(loop, monitor)
+    closing = threading.Thread(target=monitor.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    made[0].may_end.set()
+    closing.join(20)
+    assert names(tmp_path) == ["x-3"] and not atomic.verify(tmp_path / "x-3")
+
+
+def test_an_error_in_the_background_is_told_at_the_next_step(tmp_path, caplog):
+    loop = Loop(9)
+    loop.broken = (3,)
+    monitor = CheckpointMonitor(tmp_path, "x", every_steps=3, background=True)
+    for _ in range(3):
+        step(loop, monitor)
+    monitor._writing[1].exception(20)
+    assert "NOT SAVED" not in caplog.text
+    step(loop, monitor)
+    assert "CHECKPOINT NOT SAVED at step 3" in caplog.text
+    monitor.close()
+
+
+def test_stopped_at_a_step_that_is_being_saved_it_is_saved_once(tmp_path, slow):
+    """And again where that failed, as an error if it fails again."""
+    loop, made, _ = slow
+    monitor = CheckpointMonitor(tmp_path, "x", every_steps=3, background=True)
+    for _ in range(3):
+        step(loop, monitor)
+    made[0].may_end.set()
+    monitor.finish(loop)
+    assert len(made) == 1 and names(tmp_path) == ["x-3"]
+    monitor.close()
+    loop = Loop(9)
+    loop.broken = (3,)
+    monitor = CheckpointMonitor(tmp_path / "y", "x", every_steps=3, background=True)
+    for _ in range(3):
+        step(loop, monitor)
+    with pytest.raises(CheckpointError, match="disk is full"):
+        monitor.finish(loop)
+    monitor.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -13,8 +14,8 @@ from lm_core.data.pipeline import RecordDataset
 from lm_core.errors import DataError
 from lm_core.train.callbacks import Callback
 from lm_core.train.evaluation import Evaluator, LossTerms
-from lm_core.train.loop import TrainingError
 from lm_core.train.loss_scale import LossScale
+from lm_core.train.nonfinite import TrainingError
 
 
 def test_an_overflow_halves_the_scale_and_training_goes_on(make_loop, values, records_of):
@@ -58,6 +59,93 @@ def test_a_gradient_that_no_smaller_scale_can_mend_ends_the_run(make_loop):
     assert f"step {loop.steps}: the " in text
     assert f"(records {', '.join(map(str, records))})" in text
     assert "\n" not in text and "lr_schedule.learning_rate" in text
+
+
+def poisoned(path, count=22, bad=(5, 9, 13)):
+    """Records of which some hold the id 22."""
+    with RecordWriter(path, ("input_ids",)) as writer:
+        for number in range(count):
+            ids = np.arange(7, dtype=np.int32) + number % 15
+            ids[3] = 22 if number in bad else ids[3]
+            writer.write({"input_ids": ids})
+    return path
+
+
+def listed(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_records(make_loop, values, tmp_path):
+    file = tmp_path / "log" / "bad.jsonl"
+    loop = make_loop(
+        10, path=poisoned(tmp_path / "r.mindrecord"), poison=22, shuffle=False, nonfinite=file
+    )
+    with pytest.raises(TrainingError) as caught:
+        loop.run()
+    (line,) = caught.value.problems
+    assert line.startswith("step 2: the loss is inf; the weights were not changed by this step")
+    assert f"(records 4, 5, 6, 7), which are in {file}; lower lr_schedule" in line
+    assert "runner_wrapper.nan_policy=skip" in line
+    names = [f"{tmp_path}/r.mindrecord record {n}" for n in (4, 5, 6, 7)]
+    assert listed(file) == [{"step": 2, "what": "loss", "value": "inf", "records": names}]
+    assert (loop.steps, loop.state.step.updates) == (2, 1)
+
+
+def test_steps_that_are_not_finite_are_left_out_where_that_is_asked_for(
+    make_loop, values, records_of, tmp_path, caplog
+):
+    """Batches 2, 3 and 4 of an epoch of 5; a dynamic scale is none the wiser."""
+    file, seen = tmp_path / "bad.jsonl", records_of()
+    file.write_text('{"step": 1, "note": "of an earlier run"}\n')
+    kept = []
+
+    class Keep(Callback):
+        def after_step(self, loop, record):
+            kept.append(values(loop.state.model))
+
+    options = {"path": poisoned(tmp_path / "r.mindrecord"), "poison": 22, "shuffle": False}
+    options |= {"skip_nonfinite": True, "nonfinite": file}
+    scale = LossScale(8.0, dynamic=True, window=100)
+    loop = make_loop(7, scale=scale, callbacks=[seen, Keep()], **options)
+    loop.run()
+    bad = [2, 3, 4, 7]
+    assert [record["step"] for record in seen.steps if record["skipped"]] == bad
+    assert [line["step"] for line in listed(file)] == bad
+    for number in range(2, 8):
+        same = [(kept[number - 1][n] == kept[number - 2][n]).all() for n in kept[0]]
+        assert all(same) if number in bad else not any(same), number
+    assert scale.value == 8.0 and (loop.steps, loop.state.step.updates) == (7, 3)
+    said = (
+        f"step 2: the loss is inf; the step is left out (records 4, 5, 6, 7), which are in {file}"
+    )
+    assert said in caplog.text
+    # Resumed after step 3: what is known of later steps is found out again.
+    again = make_loop(7, scale=LossScale(8.0, dynamic=True, window=100), **options)
+    loop.state.save(tmp_path / "CKP-7")
+    again.state.load(tmp_path / "CKP-7")
+    with file.open("a") as unfinished:
+        unfinished.write('{"step": 1, "wh')
+    again.nonfinite.begin(3)
+    assert [line["step"] for line in listed(file)] == [2, 3]
+
+
+def test_too_many_in_a_row_are_not_the_fault_of_the_data(make_loop, tmp_path):
+    path = poisoned(tmp_path / "r.mindrecord", bad=range(4, 22))
+    loop = make_loop(15, path=path, poison=22, shuffle=False, skip_nonfinite=True)
+    loop.run()  # 4 of 5, and then a good one: the count begins anew
+    path = poisoned(tmp_path / "s.mindrecord", bad=range(22))
+    loop = make_loop(15, path=path, poison=22, skip_nonfinite=True)
+    with pytest.raises(TrainingError, match="step 10: .* like that of the 9 steps before it"):
+        loop.run()
+
+
+def test_a_list_that_cannot_be_written_is_no_reason_to_stop(make_loop, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    path = poisoned(tmp_path / "r.mindrecord")
+    file = tmp_path / "file" / "bad.jsonl"
+    options = {"poison": 22, "shuffle": False, "skip_nonfinite": True, "nonfinite": file}
+    make_loop(3, path=path, **options).run()
+    assert f"{file} cannot take" in caplog.text
 
 
 def test_a_record_without_a_trained_token_is_named(make_loop, tmp_path):

@@ -6,14 +6,15 @@ import json
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from lm_core.checkpoint import atomic
+from lm_core.checkpoint import atomic, saved
 from lm_core.errors import CheckpointError, DataError
 from lm_core.train import state
-from lm_core.train.callbacks import CheckpointMonitor, MetricsFile
+from lm_core.train.callbacks import Callback, CheckpointMonitor, MetricsFile
 from lm_core.train.loss_scale import LossScale
 
 
@@ -36,7 +37,7 @@ def made(make_loop, folder):
         scale = LossScale(8.0, dynamic=True, window=2)
         return make_loop(total, scale=scale, **options)
 
-    if not state.checkpoints(folder):
+    if not saved.checkpoints(folder):
         loop = make(metrics=folder / "m.jsonl")
         loop.callbacks = [
             MetricsFile(folder / "m.jsonl"), CheckpointMonitor(folder, every_steps=1, keep=99)
@@ -75,6 +76,55 @@ def test_resuming_reads_no_data(made, folder, monkeypatch):
     loop.state.load(folder / "CKP-6")
 
 
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_resumed_run_reads_no_record_again(made, folder, monkeypatch, step):
+    """So it starts as quickly at any step: it reads what it trains, and one for the length."""
+    from lm_core.data import pipeline
+
+    read, iterate = [], pipeline.iterate
+
+    def count(*args):
+        for row in iterate(*args):
+            read.append(row)
+            yield row
+
+    monkeypatch.setattr(pipeline, "iterate", count)
+    loop = made()
+    loop.state.load(folder / f"CKP-{step}")
+    loop.run()
+    assert len(read) == (7 - step) * 4 + 1
+
+
+def test_saved_in_the_background_it_is_the_same_checkpoint(made, folder, tmp_path, monkeypatch):
+    """Every step is saved, and written when the steps after it have long changed the weights."""
+    real = atomic.require_space
+
+    def late(*args):
+        time.sleep(0.05)
+        real(*args)
+
+    made()
+    monkeypatch.setattr(atomic, "require_space", late)
+    metrics = tmp_path / "m.jsonl"
+    monitor = CheckpointMonitor(tmp_path, every_steps=1, keep=99, background=True)
+    ahead = []
+
+    class Look(Callback):
+        def end_step(self, loop):
+            ahead.append(monitor.last is None or saved.step_of(monitor.last) < loop.steps)
+
+    loop = made(metrics=metrics, callbacks=[MetricsFile(metrics), monitor, Look()])
+    loop.run()
+    assert all(ahead[:6])
+    for step in range(1, 8):
+        for name in ("model.safetensors", "optimizer.safetensors", "training.json", "config.json"):
+            ours, theirs = (place / f"CKP-{step}" / name for place in (tmp_path, folder))
+            assert ours.read_bytes() == theirs.read_bytes(), ours
+        history = (tmp_path / f"CKP-{step}" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in history] == list(range(1, step + 1))
+        assert not atomic.verify(tmp_path / f"CKP-{step}")
+
+
 def test_files(folder, made):
     made()
     names = {"config.json", "model.safetensors", "optimizer.safetensors", "training.json",
@@ -110,7 +160,7 @@ def test_hidden_folders_hold_no_checkpoints_of_this_run(made, folder, tmp_path):
     made()
     shutil.copytree(folder / "CKP-2", tmp_path / ".earlier-1" / "rank_0" / "CKP-9")
     shutil.copytree(folder / "CKP-2", tmp_path / "rank_0" / "CKP-2")
-    assert state.newest(tmp_path) == tmp_path / "rank_0" / "CKP-2"
+    assert saved.newest(tmp_path) == tmp_path / "rank_0" / "CKP-2"
 
 
 def damage(path: Path, choose: random.Random) -> str:
@@ -137,13 +187,12 @@ def test_the_newest_that_is_undamaged(made, folder, tmp_path, caplog, seed):
         shutil.copytree(folder / f"CKP-{step}", tmp_path / f"CKP-{step}")
     count = choose.randrange(1, 4)
     names = [damage(tmp_path / f"CKP-{7 - n}", choose) for n in range(count)]
-    # Without training.json it is no training checkpoint at all, and nothing is said of it.
-    said = [n for n, name in enumerate(names) if (tmp_path / f"CKP-{7 - n}/training.json").exists()]
     with caplog.at_level("WARNING", logger="lm_core"):
         assert state.find(True, tmp_path) == tmp_path / f"CKP-{7 - count}"
-    assert len(caplog.messages) == len(said)
-    for message, n in zip(caplog.messages, said, strict=True):
+    *said, last = caplog.messages
+    for n, message in enumerate(said):
         assert f"CKP-{7 - n}/{names[n]}" in message and "trying the checkpoint before" in message
+    assert len(said) == count and last.startswith(f"using {tmp_path}/CKP-{7 - count}, the newest")
 
 
 def test_all_are_damaged(made, folder, tmp_path):
@@ -202,7 +251,7 @@ def test_a_disk_without_room_is_found_before_writing(made, tmp_path, monkeypatch
     before = {path.name: path.read_bytes() for path in (tmp_path / "CKP-0").iterdir()}
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
-    with pytest.raises(CheckpointError, match="GB are free here"):
+    with pytest.raises(CheckpointError, match="100 B are free here"):
         loop.state.save(tmp_path / "CKP-0")
     assert {path.name: path.read_bytes() for path in (tmp_path / "CKP-0").iterdir()} == before
     assert not atomic.verify(tmp_path / "CKP-0")

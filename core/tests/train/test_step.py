@@ -171,6 +171,24 @@ def test_an_overflow_changes_nothing(tiny_model, micro_batch, values, parts):
         assert array.tobytes() == values(model)[name].tobytes(), name
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_infinite_loss_with_finite_gradients_changes_nothing(
+    tiny_model, micro_batch, values, parts
+):
+    model = tiny_model(poison=22)
+    step = build(model, accumulation=parts)
+    ids, labels = micro_batch(8)
+    ids %= 22
+    step(cut((ids, labels), parts), 1e-2)
+    before = values(model)
+    ids[-1, -1] = 22
+    result = step(cut((ids, labels), parts), 1e-2)
+    assert result.skipped and result.loss == np.inf and np.isfinite(result.grad_norm)
+    assert (step.steps, step.updates) == (2, 1)
+    for name, array in before.items():
+        assert array.tobytes() == values(model)[name].tobytes(), name
+
+
 def test_untrained_micro_batches_and_rows_count_for_nothing(tiny_model, micro_batch, values):
     batch = micro_batch(4)
     empty = (batch[0], np.full_like(batch[1], -100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,3 +238,19 @@ def test_stopped_half_way_it_leaves_the_old_output(wiki, vocabulary, tmp_path, n
     assert b"Traceback" not in errors
     assert contents(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_ids_that_the_model_beside_the_vocabulary_lacks(vocabulary, wiki, tmp_path):
+    """Found by the ids that occur: a vocabulary may have more than a model, which never occur."""
+    folder, output = tmp_path / "model", tmp_path / "x.mindrecord"
+    shutil.copytree(vocabulary, folder)
+    for size, status in ((300, 2), (320, 0)):
+        (folder / "config.json").write_text(f'{{"model_type": "gpt2", "vocab_size": {size}}}')
+        done = preprocess(*flags(wiki, output, folder, "--num_process", 1))
+        assert done.returncode == status, done.stderr
+        assert output.exists() == (status == 0)
+        if status:
+            (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+            assert re.search(
+                r"tokenizer: gives the id 3\d\d; .*config.json says vocab_size 300", line
+            )

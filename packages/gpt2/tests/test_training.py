@@ -16,7 +16,7 @@ from lm_core.checkpoint import atomic
 from lm_core.errors import CheckpointError, ConfigError, DataError, LmError
 from lm_core.testing import tiny
 from lm_core.train.callbacks import Callback
-from lm_core.train.loop import TrainingError
+from lm_core.train.nonfinite import TrainingError
 
 DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_rate", "attention_dropout_rate")
 
@@ -93,7 +93,6 @@ def test_the_same_run_twice_is_bit_identical(make):
 
 OPTIONS = {
     "plain": {},
-    "accumulation": {"runner_config__gradient_accumulation_steps": 2},
     "dynamic scale": {
         "runner_wrapper": {
             "scale_sense": {
@@ -102,19 +101,34 @@ OPTIONS = {
             }
         }
     },
+    "accumulation, fixed scale, saved in the background": {
+        "runner_config__gradient_accumulation_steps": 2,
+        "runner_wrapper": {"scale_sense": 128},
+        "callbacks": [
+            {
+                "type": "CheckpointMonitor", "prefix": "tiny", "save_checkpoint_steps": 1,
+                "async_save": True,
+            }
+        ],
+    },
     "evaluation and recompute": {
         "do_eval": True, "eval_step_interval": 2, "recompute_config": {"recompute": True},
     },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_resumed_is_never_stopped(make, name):
-    """Stopped in the middle of an epoch, in a new model and optimizer: the same bits."""
-    whole = make("whole", **OPTIONS[name])
+@pytest.mark.parametrize(("name", "step"), [*zip(OPTIONS, (4, 5, 3, 4), strict=True)])
+def test_resumed_is_never_stopped(make, name, step):
+    """With dropout, in a new model and optimizer: the same bits, history and files.
+
+    An epoch has 5 steps, with accumulation 2: they stop in the middle of one and at its end, and
+    all go on over the end of another. The run that is never stopped waits for its checkpoints.
+    """
+    waiting = {key: value for key, value in OPTIONS[name].items() if key != "callbacks"}
+    whole = make("whole", **waiting)
     last = whole.train()
     stopped = make("parts", **OPTIONS[name])
-    stopped.callbacks = [StopAfter(4)]
+    stopped.callbacks = [StopAfter(step)]
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     resumed = make("parts", resume_training=True, **OPTIONS[name])
@@ -291,6 +305,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(make):
             lr_schedule__warmup_ratio=0.0,
             runner_wrapper={"use_clip_grad": False},
         ).train()
+
+
+def test_steps_that_are_not_finite_can_be_left_out(make, tmp_path):
+    """The list beside the log names their records; the next run starts a list of its own."""
+    changes = {
+        "optimizer": {"type": "sgd"},
+        "lr_schedule__learning_rate": 1e30,
+        "lr_schedule__warmup_ratio": 0.0,
+        "runner_config__max_steps": 4,
+    }
+    wrapper = {"use_clip_grad": False, "nan_policy": "skip"}
+    make(runner_wrapper=wrapper, **changes).train()
+    file = tmp_path / "out" / "log" / "rank_0" / "nonfinite.jsonl"
+    steps = [json.loads(line) for line in file.read_text().splitlines()]
+    assert steps and steps[-1]["step"] == 4 and len(steps[0]["records"]) == 4
+    assert all("train.mindrecord record " in record for record in steps[0]["records"])
+    make(runner_config__max_steps=2).train()
+    assert not file.exists()
 
 
 def test_finetune_needs_weights(make):

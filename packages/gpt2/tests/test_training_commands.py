@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,11 @@ def test_all_that_is_missing_is_said_at_once(workplace, data, sizes, tmp_path, c
     ("changes", "message"),
     [
         (["--batch_size", "23"], "batch_size: 23 is more than the 22 records"),
+        (
+            ["runner_config.gradient_accumulation_steps=6"],
+            "batch_size: 4 x gradient_accumulation_steps 6 x data_parallel 1 is more than the 22",
+        ),
+        (["model.model_config.vocab_size=60"], "holds the id 60; the model's vocab_size is 60"),
         (["model.model_config.seq_length=32"], "17"),
         (["--train_dataset_dir", "nowhere"], "nowhere"),
         (["--load_checkpoint", "nowhere"], "nowhere"),
@@ -182,6 +188,94 @@ def test_mistakes(workplace, data, sizes, tmp_path, monkeypatch, capsys, changes
     (line,) = problems(capsys, "pretrain", "gpt2", *words)
     assert message in line
     assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+def damaged(content: bytes, turn: int, choose: random.Random) -> bytes:
+    """A flipped bit, or the file cut off, or longer by a byte."""
+    if turn % 4 == 0:
+        return content[: choose.randrange(len(content))]
+    if turn % 4 == 1 and turn % 3 == 0:
+        return content + b"\0"
+    flipped = bytearray(content)
+    flipped[choose.randrange(len(content))] ^= 1 << choose.randrange(8)
+    return bytes(flipped)
+
+
+def test_every_damage_is_found_and_named(trained, tmp_path, capsys):
+    """Of every file of a training checkpoint, one after the other."""
+    checkpoint = tmp_path / "CKP-5"
+    shutil.copytree(trained / "checkpoint" / "rank_0" / "CKP-5", checkpoint)
+    files, choose = sorted(checkpoint.iterdir()), random.Random(0)
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".yaml", ".txt", ".safetensors"}
+    for turn in range(12 * len(files)):
+        path = files[turn % len(files)]
+        content = path.read_bytes()
+        path.write_bytes(damaged(content, turn // len(files), choose))
+        (line,) = problems(capsys, "checkpoint", "verify", str(tmp_path))
+        assert line.startswith(f"error: {path}: "), (turn, line)
+        path.write_bytes(content)
+    assert turn > 100 and main(["checkpoint", "verify", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("how", ["--resume_training", "--load_checkpoint", "python"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    trained, tmp_path, capsys, caplog, how
+):
+    """The newest is cut off, the one before it lost its manifest."""
+    output = tmp_path / "out"
+    shutil.copytree(trained, output)
+    folder = output / "checkpoint" / "rank_0"
+    os.truncate(folder / "CKP-5" / "model.safetensors", 1000)
+    (folder / "CKP-4" / "manifest.json").unlink()
+    if how == "python":
+        AutoModel.from_pretrained(output)
+    elif how == "--load_checkpoint":
+        words = ["--load_checkpoint", str(output), "--predict_data", "the"]
+        assert main(["predict", "gpt2", *words]) == 0
+    else:
+        words = ["--config", "run.yaml", "--output_dir", str(output), "--resume_training", "True"]
+        assert main(["pretrain", "gpt2", *words]) == 0
+        assert f"resuming {folder}/CKP-2: step 2" in caplog.text
+        last = trained / "checkpoint" / "rank_0" / "CKP-5" / "model.safetensors"
+        assert (folder / "CKP-5" / "model.safetensors").read_bytes() == last.read_bytes()
+    first, second, third = caplog.messages[:3]
+    assert first.startswith(f"{folder}/CKP-5/model.safetensors: has 1000 bytes; must be ")
+    assert second.startswith(f"{folder}/CKP-4/manifest.json: missing; ")
+    assert third == f"using {folder}/CKP-2, the newest that is undamaged"
+
+
+@pytest.fixture
+def large_vocabulary(tmp_path) -> Path:
+    """Of 300 tokens, with ids that a model of 281 lacks."""
+    folder = tmp_path / "large"
+    Gpt2Tokenizer(*train_bpe([tiny.text(20)], 300)).save_pretrained(folder)
+    return folder
+
+
+def test_a_vocabulary_that_the_model_lacks_is_not_kept_with_it(
+    trained, large_vocabulary, tmp_path, capsys, caplog
+):
+    """One that was named is refused; one that lay beside the weights is warned of."""
+    words = ["--config", "run.yaml", "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+    size = AutoTokenizer.from_pretrained(large_vocabulary).vocab_size
+    (line,) = problems(capsys, "pretrain", "gpt2", *words, "--tokenizer", str(large_vocabulary))
+    expected = f"tokenizer: {large_vocabulary} has ids up to {size - 1}; must be below the model's"
+    assert f"{expected} vocab_size 281" in line and f"vocab_size={size}" in line
+    assert not (tmp_path / "out").exists()
+    start = tmp_path / "start"
+    AutoModel.from_pretrained("out").save_pretrained(
+        start, tokenizer=AutoTokenizer.from_pretrained(large_vocabulary)
+    )
+    assert main(["finetune", "gpt2", *words, "--load_checkpoint", str(start)]) == 0
+    assert f"tokenizer: {start} has ids up to {size - 1}" in caplog.text
+
+
+def test_a_prompt_with_ids_that_the_model_lacks(trained, large_vocabulary, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(large_vocabulary)
+    word = next(text for n in range(281, 300) if (text := tokenizer.decode([n])).isalpha())
+    words = ["--load_checkpoint", "out", "--tokenizer", str(large_vocabulary)]
+    (line,) = problems(capsys, "predict", "gpt2", *words, "--predict_data", word)
+    assert "must be from 0 to 280; use the tokenizer that belongs to the model" in line
 
 
 def test_an_output_folder_that_cannot_be(workplace, data, sizes, tmp_path, capsys):

@@ -71,7 +71,10 @@ def losses(output: Path) -> list[tuple]:
 
 @pytest.mark.slow
 def test_signals_and_kill_lose_nothing(run, start, tmp_path):
-    """Ctrl-C, SIGTERM and kill -9, one after the other: the bits of a run never stopped."""
+    """Ctrl-C, SIGTERM and kill -9, one after the other: the bits of a run never stopped.
+
+    All but the first save in the background.
+    """
     folder = tmp_path / "out" / "checkpoint" / "rank_0"
     process, reached = start(), 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -90,7 +93,7 @@ def test_signals_and_kill_lose_nothing(run, start, tmp_path):
         assert reached < max(steps) < STEPS
         reached = max(steps)
         assert not atomic.verify(folder / f"t-{reached}")
-        process = start("--resume_training", "True")
+        process = start("--resume_training", "True", "callbacks.CheckpointMonitor.async_save=True")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert f"resuming {folder}/t-{reached}: step {reached}" in errors

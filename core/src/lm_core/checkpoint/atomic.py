@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lm_core.errors import CheckpointError
-from lm_core.log import get_logger
+from lm_core.log import byte_count, get_logger
 
 MANIFEST = "manifest.json"
 
@@ -55,8 +55,9 @@ def new_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]
     foreign = _check_target(target, overwrite)
     temporary = _sibling(target, "tmp")
     try:
-        _clear_leftovers(target)
-        temporary.mkdir(parents=True)
+        clear_leftovers(target.parent, target.name)
+        _make_folder(target.parent)
+        temporary.mkdir()
         yield temporary
         seal(temporary)
         for name in foreign:
@@ -68,6 +69,10 @@ def new_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]
         if not _is_about(error, temporary):
             raise
         raise CheckpointError(_explain(error, target)) from error
+    except CheckpointError as error:
+        # Users know the name that the directory was to have.
+        named = (problem.replace(temporary.name, target.name) for problem in error.problems)
+        raise CheckpointError(*named) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -78,7 +83,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     temporary = _sibling(target, "tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)
@@ -107,7 +112,7 @@ def require_space(directory: str | Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
-            f"{directory}: {free / 1e9:.2f} GB are free here; {needed / 1e9:.2f} GB are needed; "
+            f"{directory}: {byte_count(free)} are free here; {byte_count(needed)} are needed; "
             f"free some space or choose another directory"
         )
 
@@ -137,6 +142,17 @@ def verify(directory: str | Path) -> list[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = pool.map(lambda item: _verify_file(directory / item[0], item[1]), files.items())
         return [problem for problem in problems if problem]
+
+
+def check_file(path: str | Path) -> None:
+    """Raises CheckpointError if a file is not as the manifest beside it says; without, nothing."""
+    path = Path(path)
+    if not (path.parent / MANIFEST).exists():
+        return
+    expected = read_manifest(path.parent).get(path.name)
+    problem = _verify_file(path, expected) if expected else ""
+    if problem:
+        raise CheckpointError(problem)
 
 
 def check(directory: str | Path) -> None:
@@ -184,6 +200,32 @@ def recover(target: str | Path) -> None:
             "%s: a writer died while replacing it; the old one is back", target
         )
         os.rename(aside[-1], target)
+
+
+def clear_leftovers(folder: Path, name: str = "") -> None:
+    """Removes what writers of this machine left in a folder when they were killed.
+
+    Args:
+        folder: where.
+        name: of the target that they were writing; "": any.
+    """
+    host = re.escape(socket.gethostname())
+    pattern = rf"\.({re.escape(name) or '.+'})\.(tmp|old)-{host}-(\d+)-\w+"
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        match = re.fullmatch(pattern, path.name)
+        if not match or _alive(int(match[3])):
+            continue
+        if match[2] == "old" and not (folder / match[1]).exists():
+            continue  # The only copy: `recover` puts it back.
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, and flushes their names to the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def _check_target(target: Path, overwrite: bool) -> list[str]:
@@ -269,16 +311,6 @@ def _siblings(target: Path, kind: str) -> list[Path]:
     )
 
 
-def _clear_leftovers(target: Path) -> None:
-    """Removes what writers of this machine left beside the target when they were killed."""
-    for path in _siblings(target, "tmp") + (_siblings(target, "old") if target.exists() else []):
-        owner = re.search(rf"-{re.escape(socket.gethostname())}-(\d+)-\w+$", path.name)
-        if owner and not _alive(int(owner[1])):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
-                missing_ok=True
-            )
-
-
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -350,7 +382,9 @@ def _is_about(error: OSError, temporary: Path) -> bool:
     """Whether writing failed, as opposed to something else that happened meanwhile."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return True
-    return temporary.name in str(error.filename) or temporary.name in str(error.filename2)
+    if temporary.name in str(error.filename) or temporary.name in str(error.filename2):
+        return True
+    return error.filename in map(str, temporary.parents)
 
 
 def _explain(error: OSError, target: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
-from lm_core.checkpoint import atomic, io
+from lm_core.checkpoint import atomic, io, saved
 from lm_core.checkpoint.layout.tensors import Tensors
 from lm_core.checkpoint.source import Source, table_of
 from lm_core.config.model import ModelConfig
@@ -102,7 +102,7 @@ def tokenizer_directory(name: str | Path) -> tuple[ModelSpec | None, Path]:
     path = path.parent if path.is_file() else path
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", *io.TOKENIZER_FILES)):
-            path = newest_checkpoint(path) or path
+            path = saved.newest(path, saved.CONFIG) or path
         return _tokenizer_family(path), path
     source = _name(str(name), None, None)
     if source.path is not None:
@@ -142,23 +142,6 @@ def download(repository: str, patterns: list[str] | None = None) -> Path:
             f"check the name and the network, or give a directory"
         ) from error
     return path
-
-
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of a run's output; damaged ones are named and passed over."""
-    manifests = [p for depth in range(1, 5) for p in directory.glob("*/" * depth + atomic.MANIFEST)]
-    found = [
-        path.parent
-        for path in manifests
-        if (path.parent / "config.json").is_file()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    ]
-    for path in sorted(found, key=_age, reverse=True):
-        problems = atomic.verify(path)
-        if not problems:
-            return path
-        get_logger(__name__).warning("%s; trying the checkpoint before it", "; ".join(problems))
-    return None
 
 
 def generation_defaults(directory: Path) -> dict[str, Any]:
@@ -207,7 +190,7 @@ def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> 
 def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if (path / "config.json").is_file():
         return _described(path, spec, config)
-    newest = newest_checkpoint(path)
+    newest = saved.newest(path, saved.CONFIG)
     if newest is not None:
         notice_once(f"newest {newest}", f"{path}: using {newest}")
         return _directory(newest, spec, config)
@@ -337,9 +320,3 @@ def _tokenizer_family(path: Path) -> ModelSpec | None:
         if any(name in word for name in (spec.name, *spec.hf_types)):
             return spec
     return None
-
-
-def _age(path: Path) -> tuple[int, float]:
-    """Later training steps, then later files, sort last."""
-    numbers = re.findall(r"\d+", path.name)
-    return (int(numbers[-1]) if numbers else -1, (path / atomic.MANIFEST).stat().st_mtime)

@@ -89,6 +89,7 @@ class Source:
         if self.path is None:
             raise CheckpointError(f"{self.spec.name}: a preset has no weights; give a directory")
         if self.kind == "file":
+            atomic.check_file(self.path)
             return io.open_file(self.path)
         if (self.path / atomic.MANIFEST).exists():
             atomic.check(self.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -176,6 +176,10 @@ class RunnerWrapper(Section):
     use_clip_grad: bool = True
     max_grad_norm: Factor = 1.0
     """Gradients are scaled down to this global norm."""
+    nan_policy: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: ends the run, or leaves the step out, up to
+    10 in a row. The weights keep their values, and nonfinite.jsonl beside the log names the records
+    of the step. A gradient that overflows under a dynamic loss scale is no such case."""
 
 
 class LossMonitor(Section):
@@ -210,6 +214,7 @@ class CheckpointMonitor(Section):
     keep_checkpoint_per_n_minutes: Annotated[int, NO_EFFECT] = 0
     integrated_save: Annotated[bool, NO_EFFECT] = True
     async_save: bool = False
+    """Copy the state to host memory and let a thread write it while training goes on."""
     save_network_params: bool = True
     save_trainable_params: bool = False
     exception_save: Annotated[bool, NO_EFFECT] = False

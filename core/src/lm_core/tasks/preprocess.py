@@ -7,16 +7,19 @@ import signal
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_core.checkpoint import hub
 from lm_core.data.preprocess import Counts, Preprocessor, encode_all, find_inputs
-from lm_core.errors import ConfigError, LmError, TokenizerError
+from lm_core.errors import ConfigError, DataError, LmError, TokenizerError
 from lm_core.log import progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lm_core.spec import ModelSpec
     from lm_core.tokenizer.base import Tokenizer
 
@@ -107,6 +110,7 @@ def _write(
 
     counts: Counts = Counts()
     options = _picklable(args)
+    check = _vocabulary_check(args)
     with (
         RecordWriter(args.output_file, columns, args.num_splits) as writer,
         progress(total=size / 1e6, desc=f"preprocess {args.dataset}", unit="MB") as bar,
@@ -116,6 +120,7 @@ def _write(
             preprocessor, items, tokenizer, options, processes, lambda n: bar.update(n / 1e6)
         )
         for row in preprocessor.records(encoded, args, tokenizer, counts):
+            check(row["input_ids"])
             writer.write(row)
         bar.update(size / 1e6 - bar.n)  # line ends and what was left out
     return counts
@@ -142,6 +147,21 @@ def _tokenizer(spec: ModelSpec, args: Namespace) -> Tokenizer:
             f"tokenizer: {error.problems[0]}; or add --tokenizer FOLDER, a folder that holds "
             f"vocab.json and merges.txt"
         ) from error
+
+
+def _vocabulary_check(args: Namespace) -> Callable[[np.ndarray], None]:
+    """Compares ids [L] with the model that the vocabulary lies beside, if it lies beside one."""
+    path = Path(args.tokenizer or args.tokenizer_type) / "config.json"
+    size = hub.read_json(path).get("vocab_size") if path.is_file() else None
+
+    def check(ids: np.ndarray) -> None:
+        if isinstance(size, int) and ids.size and ids.max() >= size:
+            raise DataError(
+                f"tokenizer: gives the id {ids.max()}; {path} says vocab_size {size}, so ids must "
+                f"be below that; use the tokenizer of the model, alone or with its config.json"
+            )
+
+    return check
 
 
 def _picklable(args: Namespace) -> Namespace:

@@ -6,16 +6,20 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lm_core.checkpoint import atomic
+from lm_core.checkpoint.saved import STATE, checkpoints
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import clock, get_logger, progress
-from lm_core.train import state as states
 
 if TYPE_CHECKING:
     from lm_core.train.loop import TrainLoop
+    from lm_core.train.state import Snapshot
 
 log = get_logger(__name__)
 
@@ -64,7 +68,8 @@ class LossMonitor(Callback):
             )
 
     def after_step(self, loop: TrainLoop, record: Record) -> None:
-        self.losses.append(record["loss"])
+        if math.isfinite(record["loss"]):
+            self.losses.append(record["loss"])
         if self.bar is not None:
             self.bar.set_postfix_str(self._numbers(record, record["loss"]), refresh=False)
             self.bar.update(1)
@@ -73,7 +78,7 @@ class LossMonitor(Callback):
 
     def _line(self, loop: TrainLoop, record: Record) -> None:
         share = 100 * loop.steps // loop.total_steps
-        mean = sum(self.losses) / len(self.losses)
+        mean = sum(self.losses) / len(self.losses) if self.losses else record["loss"]
         self.losses = []
         log.info(
             "step %d/%d (%d %%), epoch %d/%d, %s, %s left",
@@ -183,8 +188,9 @@ class TensorBoard(Callback):
 class CheckpointMonitor(Callback):
     """Saves checkpoints `<prefix>-<step>`, and one at the end or when the run is asked to stop.
 
-    A checkpoint on the way that cannot be written is reported and training goes on; the older ones
-    are still there. Old ones are deleted only when the new one has been read back.
+    Each is read back after it was written. A checkpoint on the way that cannot be written is
+    reported and training goes on; the older ones are still there, since old ones are deleted only
+    for a new one that was read back. The last one must be written.
 
     Args:
         folder: where the checkpoints go.
@@ -193,6 +199,8 @@ class CheckpointMonitor(Callback):
         every_seconds: seconds between two, beside the steps; 0: never by time.
         keep: how many are kept.
         last: the checkpoint that the run goes on from; a run that was complete needs no other.
+        background: a thread writes those on the way, from a copy in host memory. There is one at a
+            time: the next save waits for it, and so does the end of the run.
     """
 
     def __init__(
@@ -204,51 +212,87 @@ class CheckpointMonitor(Callback):
         every_seconds: float = 0.0,
         keep: int = 5,
         last: Path | None = None,
+        background: bool = False,
     ) -> None:
         self.folder, self.prefix, self.keep = folder, prefix, keep
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.last = last
         self._time = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "checkpoints") if background else None
+        self._writing: tuple[int, Future[None]] | None = None
 
     def begin(self, loop: TrainLoop) -> None:
+        atomic.clear_leftovers(self.folder)
         self._time = time.monotonic()
 
     def end_step(self, loop: TrainLoop) -> None:
+        if self._writing is not None and self._writing[1].done():
+            self._wait()
         due = self.every_steps > 0 and loop.steps % self.every_steps == 0
         waited = time.monotonic() - self._time
         due = due or (self.every_seconds > 0 and waited >= self.every_seconds)
         # The last step's checkpoint is written by `finish`, which reports a failure as an error.
-        if not due or loop.steps == loop.total_steps:
-            return
-        try:
-            self.save(loop)
-        except (CheckpointError, OSError) as error:
-            why = "; ".join(str(error).splitlines())
-            log.error("CHECKPOINT NOT SAVED at step %d: %s", loop.steps, why)
+        if due and loop.steps < loop.total_steps:
+            self._save_on_the_way(loop)
 
     def finish(self, loop: TrainLoop) -> None:
+        self._wait()
         if self.last != self._path(loop):
-            self.save(loop)
+            self._write(loop.state.snapshot(copy=False), self._path(loop))
 
-    def save(self, loop: TrainLoop) -> None:
-        """Writes a checkpoint of this moment and deletes those that are too many."""
-        path, start = self._path(loop), time.monotonic()
-        loop.state.save(path)
+    def close(self) -> None:
+        self._wait()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _save_on_the_way(self, loop: TrainLoop) -> None:
+        path = self._path(loop)
+        self._wait()
+        if self._thread is None:
+            with _reported(loop.steps):
+                self._write(loop.state.snapshot(copy=False), path)
+        else:
+            snapshot = loop.state.snapshot()
+            self._writing = loop.steps, self._thread.submit(self._write, snapshot, path)
         self._time = time.monotonic()
+
+    def _wait(self) -> None:
+        """For the checkpoint that is being written, if there is one."""
+        if self._writing is not None:
+            (step, future), self._writing = self._writing, None
+            with _reported(step):
+                future.result()
+
+    def _write(self, snapshot: Snapshot, path: Path) -> None:
+        """Writes a checkpoint, reads it back, and deletes those that are too many."""
+        start = time.monotonic()
+        snapshot.write(path)
+        atomic.check(path)
         self.last = path
-        log.info("saved %s (%.1f s)", path, self._time - start)
+        log.info("saved %s (%.1f s)", path, time.monotonic() - start)
         self._prune(path)
 
     def _path(self, loop: TrainLoop) -> Path:
         return self.folder / f"{self.prefix}-{loop.steps}"
 
     def _prune(self, new: Path) -> None:
-        others = [path for path in states.checkpoints(self.folder) if path != new]
+        others = [path for path in checkpoints(self.folder, STATE) if path != new]
         old = [path for path in others if path.name.startswith(f"{self.prefix}-")]
-        surplus = old[max(0, self.keep - 1) :]
-        if surplus and not atomic.verify(new):
-            for path in surplus:
+        for path in old[max(0, self.keep - 1) :]:
+            try:
                 atomic.remove_directory(path)
+            except OSError as error:
+                log.warning("%s: cannot be deleted: %s; delete it yourself", path, error.strerror)
+
+
+@contextmanager
+def _reported(step: int) -> Iterator[None]:
+    """Says that a checkpoint was not saved, and goes on."""
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        why = "; ".join(str(error).splitlines())
+        log.error("CHECKPOINT NOT SAVED at step %d: %s; training goes on", step, why)
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lm_core.errors import DataError, LmError
+from lm_core.errors import DataError
 from lm_core.log import get_logger
 from lm_core.train.batch import IGNORED, Columns, fill_rows, split_rows
 from lm_core.train.callbacks import Callback, CheckpointMonitor, Record
+from lm_core.train.nonfinite import NonFinite
 from lm_core.train.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ log = get_logger(__name__)
 _RECENT = 20
 
 
-class TrainingError(LmError):
-    """Training cannot go on."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How long, and what happens when.
@@ -42,12 +38,16 @@ class Plan:
         rows: records of a step on this rank; a short last batch is filled up with untrained rows.
         eval_steps: steps between two evaluations; None: none by steps.
         eval_epochs: epochs between two evaluations; None: none by epochs.
+        skip_nonfinite: leave out steps whose loss or gradient is not finite, instead of stopping.
+        nonfinite: the file that lists these steps and their records; None: none.
     """
 
     total_steps: int
     rows: int
     eval_steps: int | None = None
     eval_epochs: int | None = None
+    skip_nonfinite: bool = False
+    nonfinite: Path | None = None
 
 
 class TrainLoop:
@@ -78,6 +78,7 @@ class TrainLoop:
     ) -> None:
         self.state, self.schedule, self.plan, self.prepare = state, schedule, plan, prepare
         self.callbacks, self.evaluate = list(callbacks), evaluate
+        self.nonfinite = NonFinite(state.data, plan.skip_nonfinite, plan.nonfinite)
         self.total_steps = plan.total_steps
         self.epochs = -(-plan.total_steps // state.data.steps_per_epoch)
         self.stopped_by = 0
@@ -106,12 +107,13 @@ class TrainLoop:
         """Trains.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite.
+            TrainingError: the loss or a gradient is not finite, or that of many steps in a row.
             DataError: a record has no trained token, or an id that the model does not know.
             CheckpointError: the last checkpoint cannot be written.
         """
         with StopRequest("finishing this step and saving, then stopping") as stop:
             try:
+                self.nonfinite.begin(self.steps)
                 for callback in self.callbacks:
                     callback.begin(self)
                 while self.steps < self.total_steps and not stop:
@@ -153,8 +155,8 @@ class TrainLoop:
         result = step(parts, rate, scale.value)
         if not self._compiled:
             log.info("compiled and ran in %.1f s", time.perf_counter() - start)
-        self._check_finite(result, place)
-        scale.update(result.skipped)
+        if self.nonfinite.check(self.steps, result, place, mendable=not scale.exhausted):
+            scale.update(result.skipped)
         return result, rate
 
     def _check_trained(self, labels: np.ndarray, place: tuple[int, int]) -> None:
@@ -166,18 +168,6 @@ class TrainLoop:
                 f"{data.dataset.locate(record)}: has no trained token, its attention_mask or "
                 f"labels exclude all; every record must have one; write the records without it"
             )
-
-    def _check_finite(self, result: StepResult, place: tuple[int, int]) -> None:
-        if math.isfinite(result.loss) and not (result.skipped and self.state.loss_scale.exhausted):
-            return
-        what = "loss" if not math.isfinite(result.loss) else "gradient norm"
-        value = result.loss if what == "loss" else result.grad_norm
-        records = ", ".join(str(n) for n in self.state.data.record_ids(*place)[:16])
-        raise TrainingError(
-            f"step {self.steps}: the {what} is {value}; the weights were not changed by this step "
-            f"(records {records}); lower lr_schedule.learning_rate, warm up for longer or clip to "
-            f"a smaller runner_wrapper.max_grad_norm, and resume from the last checkpoint"
-        )
 
     def _report(self, result: StepResult, rate: float, epoch: int, seconds: float) -> None:
         if self._compiled:

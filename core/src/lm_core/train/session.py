@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_core.checkpoint import atomic
+from lm_core.checkpoint import atomic, hub, saved
 from lm_core.config.load import dump_run
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
 from lm_core.data.pipeline import BatchIterator, RecordDataset
-from lm_core.errors import ConfigError, DataError
+from lm_core.errors import ConfigError, DataError, TokenizerError
 from lm_core.log import get_logger
+from lm_core.train import nonfinite
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
 from lm_core.train import state as states
@@ -28,11 +29,12 @@ from lm_core.train.callbacks import (
 from lm_core.train.evaluation import Evaluator
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
-from lm_core.train.state import METRICS, TrainState, read_counters
+from lm_core.train.state import TrainState, read_counters
 from lm_core.train.step import TrainStep, trained_parameters
 
 if TYPE_CHECKING:
     from lm_core.config.data import DatasetConfig
+    from lm_core.config.model import ModelConfig
     from lm_core.config.schema import RunConfig
     from lm_core.nn.decoder import CausalLM
     from lm_core.train.schedule import Schedule
@@ -81,7 +83,7 @@ def set_aside(run: RunConfig, files: MutableMapping[str, Path], rank: int = 0) -
         rank: whose checkpoints.
     """
     folder = checkpoint_folder(run, rank)
-    if not states.checkpoints(folder):
+    if not saved.checkpoints(folder, saved.STATE):
         return
     number = 1
     while (target := folder.parent / f".earlier-{number}" / folder.name).exists():
@@ -95,6 +97,39 @@ def set_aside(run: RunConfig, files: MutableMapping[str, Path], rank: int = 0) -
     folder.rename(target)
     files.update({name: target / path for name, path in inside.items()})
     log.warning("%s held checkpoints of an earlier run; they are in %s now", folder, target)
+
+
+def check_vocabulary(config: ModelConfig, files: Mapping[str, Path], named: bool) -> None:
+    """Compares the tokenizer that checkpoints will hold with the model.
+
+    Args:
+        config: the model.
+        files: the tokenizer's, by name; none: there is nothing to compare.
+        named: the user named it, so it must fit. One that lay beside the weights gives a warning,
+            since ids of tokens that were added to it may never occur, and records are checked.
+
+    Raises:
+        ConfigError: it has ids that the model does not have.
+        TokenizerError: it cannot be read.
+    """
+    folder = next((path.parent for path in files.values()), None)
+    if folder is None:
+        return
+    try:
+        ids = hub.family_of(config).tokenizer(folder).vocab_size
+    except TokenizerError:
+        if named:
+            raise
+        return
+    if ids > config.vocab_size:
+        problem = (
+            f"tokenizer: {folder} has ids up to {ids - 1}; must be below the model's vocab_size "
+            f"{config.vocab_size}; give the tokenizer of this model (--tokenizer DIR), or set "
+            f"model.model_config.vocab_size={ids}"
+        )
+        if named:
+            raise ConfigError(problem)
+        log.warning("%s", problem)
 
 
 def log_folder(run: RunConfig, rank: int = 0) -> Path:
@@ -145,17 +180,25 @@ def build(
         loss_scale=LossScale.from_config(run.loss_scale),
         data=data,
         run_text=dump_run(run),
-        metrics=log_folder(run) / METRICS,
+        metrics=log_folder(run) / saved.METRICS,
         files=files or {},
     )
     if resume is not None:
         _resume(state, resume, schedule)
     rows = data.batch_size // data.dp_size
     steps, epochs = _evaluation_intervals(run) if evaluation is not None else (None, None)
+    plan = Plan(
+        total_steps=total,
+        rows=rows,
+        eval_steps=steps,
+        eval_epochs=epochs,
+        skip_nonfinite=run.runner_wrapper.nan_policy == "skip",
+        nonfinite=log_folder(run) / nonfinite.FILE,
+    )
     return TrainLoop(
         state,
         schedule,
-        Plan(total_steps=total, rows=rows, eval_steps=steps, eval_epochs=epochs),
+        plan,
         partial(causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id),
         _callbacks(run, resume),
         None if evaluation is None else evaluator(run, model, evaluation),
@@ -178,12 +221,21 @@ def _batches(run: RunConfig, records: RecordDataset, vocab_size: int) -> BatchIt
     """Batches of whole steps: all micro-batches of all ranks."""
     section, runner = run.train_dataset, run.runner_config
     ranks = run.model.config.parallel_config.data_parallel
+    parts = runner.gradient_accumulation_steps * ranks
+    whole_batches = section.drop_remainder is not False
+    if parts > 1 and whole_batches and runner.batch_size * parts > len(records):
+        raise DataError(
+            f"runner_config.batch_size: {runner.batch_size} x gradient_accumulation_steps "
+            f"{runner.gradient_accumulation_steps} x data_parallel {ranks} is more than the "
+            f"{len(records)} records of {records.path}; lower one of these, use more data or "
+            f"train_dataset.drop_remainder=False"
+        )
     return BatchIterator(
         records,
-        runner.batch_size * runner.gradient_accumulation_steps * ranks,
+        runner.batch_size * parts,
         seed=run.seed if section.seed is None else section.seed,
         shuffle=section.data_loader.shuffle,
-        drop_remainder=section.drop_remainder is not False,
+        drop_remainder=whole_batches,
         dp_size=ranks,
         vocab_size=vocab_size,
     )
@@ -215,8 +267,8 @@ def _resume(state: TrainState, checkpoint: Path, schedule: Schedule) -> None:
     )  # fmt: skip
     if state.step.steps < schedule.total_steps:
         return
-    saved = read_counters(checkpoint)["step"]
-    log.info("the run is complete at step %d; train longer with --epochs or --max_steps", saved)
+    done = read_counters(checkpoint)["step"]
+    log.info("the run is complete at step %d; train longer with --epochs or --max_steps", done)
 
 
 def _evaluation_intervals(run: RunConfig) -> tuple[int | None, int | None]:
@@ -232,7 +284,7 @@ def _callbacks(run: RunConfig, resume: Path | None) -> list[Callback]:
     found: list[Callback] = []
     if run.loss_monitor is not None:
         found.append(LossMonitor(run.loss_monitor.per_print_times))
-    found.append(MetricsFile(log_folder(run) / METRICS))
+    found.append(MetricsFile(log_folder(run) / saved.METRICS))
     for item in run.callbacks:
         if isinstance(item, SummaryMonitor):
             folder = item.summary_dir or Path(run.output_dir) / "summary" / "rank_0"
@@ -246,6 +298,7 @@ def _callbacks(run: RunConfig, resume: Path | None) -> list[Callback]:
             every_seconds=settings.save_checkpoint_seconds,
             keep=settings.keep_checkpoint_max,
             last=resume,
+            background=settings.async_save,
         )
     )
     return found

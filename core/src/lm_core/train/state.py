@@ -23,19 +23,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_core.checkpoint import atomic, io, tensorfile
+import numpy as np
+
+from lm_core.checkpoint import atomic, io, saved, tensorfile
+from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
+from lm_core.checkpoint.saved import METRICS, STATE
 from lm_core.errors import CheckpointError
-from lm_core.log import get_logger
 
 if TYPE_CHECKING:
+    from lm_core.config.model import ModelConfig
     from lm_core.data.pipeline import BatchIterator
     from lm_core.nn.decoder import CausalLM
     from lm_core.train.loss_scale import LossScale
     from lm_core.train.step import TrainStep
 
-STATE = "training.json"
 OPTIMIZER = "optimizer.safetensors"
-METRICS = "metrics.jsonl"
 RUN = "run.yaml"
 _VERSION = 1
 
@@ -68,18 +70,29 @@ class TrainState:
         Raises:
             CheckpointError: it cannot be written; what was there is unchanged.
         """
-        weights = io.Parameters(self.model.named_parameters())
-        moments = io.Parameters(self.step.optimizer.state())
-        atomic.require_space(directory, _size(weights) + _size(moments))
-        with atomic.new_directory(directory, overwrite=True) as scratch:
-            io.write_native(scratch, self.model.spec_name, self.model.config, weights)
-            tensorfile.write(scratch / OPTIMIZER, moments)
-            (scratch / STATE).write_text(json.dumps(self.counters(), indent=1) + "\n")
-            (scratch / RUN).write_text(self.run_text, encoding="utf-8")
-            if self.metrics is not None and self.metrics.exists():
-                io.add_file(scratch / METRICS, self.metrics)
-            for name, source in self.files.items():
-                io.add_file(scratch / name, source)
+        self.snapshot(copy=False).write(directory)
+
+    def snapshot(self, *, copy: bool = True) -> Snapshot:
+        """This moment of the run.
+
+        Args:
+            copy: keep it, in host memory, while training goes on. False: it must be written before
+                the next step.
+        """
+        weights: Tensors = io.Parameters(self.model.named_parameters())
+        moments: Tensors = io.Parameters(self.step.optimizer.state())
+        history = self.metrics.stat().st_size if self.metrics and self.metrics.exists() else 0
+        return Snapshot(
+            spec_name=self.model.spec_name,
+            config=self.model.config,
+            weights=_copied(weights) if copy else weights,
+            moments=_copied(moments) if copy else moments,
+            counters=self.counters(),
+            run_text=self.run_text,
+            metrics=self.metrics if history else None,
+            history=history,
+            files=self.files,
+        )
 
     def counters(self) -> dict[str, Any]:
         """The content of training.json."""
@@ -100,24 +113,75 @@ class TrainState:
             CheckpointError: it is of another model or optimizer.
             DataError: it is of a run over other data, or over the same in another order.
         """
-        saved = read_counters(directory)
+        before, now = read_counters(directory), self.counters()
         changed = [
-            f"resume: {name} was {saved[name]}, now it is {self.counters()[name]}; the run would "
+            f"resume: {name} was {before[name]}, now it is {now[name]}; the run would "
             f"not go on as it was; set it back, or start anew with --load_checkpoint {directory}"
             for name in ("seed", "accumulation")
-            if saved[name] != self.counters()[name]
+            if before[name] != now[name]
         ]
         if changed:
             raise CheckpointError(*changed)
-        self.data.load_state(saved["data"])
+        self.data.load_state(before["data"])
         _assign(self.model.named_parameters(), io.open_directory(directory))
         _assign(self.step.optimizer.state(), io.open_file(directory / OPTIMIZER))
-        self.loss_scale.load_state(saved["loss_scale"])
-        self.step.steps, self.step.updates = int(saved["step"]), int(saved["updates"])
+        self.loss_scale.load_state(before["loss_scale"])
+        self.step.steps, self.step.updates = int(before["step"]), int(before["updates"])
         if self.metrics is not None:
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
             kept = directory / METRICS
             self.metrics.write_bytes(kept.read_bytes() if kept.exists() else b"")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One moment of a run, to be written.
+
+    Attributes:
+        spec_name: the model family.
+        config: the architecture.
+        weights: of the model.
+        moments: of the optimizer.
+        counters: the content of training.json.
+        run_text: the resolved run as YAML.
+        metrics: the file with the history of the run, which may be growing.
+        history: bytes of it that belong to this moment.
+        files: more files, by name.
+    """
+
+    spec_name: str
+    config: ModelConfig
+    weights: Tensors
+    moments: Tensors
+    counters: Mapping[str, Any]
+    run_text: str = ""
+    metrics: Path | None = None
+    history: int = 0
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Writes a checkpoint; `directory` is there whole or not at all.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there is unchanged.
+        """
+        atomic.require_space(directory, self.nbytes)
+        with atomic.new_directory(directory, overwrite=True) as scratch:
+            io.write_native(scratch, self.spec_name, self.config, self.weights)
+            tensorfile.write(scratch / OPTIMIZER, self.moments)
+            (scratch / STATE).write_text(json.dumps(self.counters, indent=1) + "\n")
+            (scratch / RUN).write_text(self.run_text, encoding="utf-8")
+            if self.metrics is not None:
+                with self.metrics.open("rb") as file:
+                    (scratch / METRICS).write_bytes(file.read(self.history))
+            for name, source in self.files.items():
+                io.add_file(scratch / name, source)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes on the disk, but for a few KB."""
+        beside = sum(path.stat().st_size for path in self.files.values() if path.exists())
+        return total_bytes(self.weights) + total_bytes(self.moments) + self.history + beside
 
 
 def read_counters(directory: Path) -> dict[str, Any]:
@@ -128,8 +192,8 @@ def read_counters(directory: Path) -> dict[str, Any]:
     """
     path = directory / STATE
     try:
-        saved = json.loads(path.read_text())
-        version = int(saved["version"])
+        counters = json.loads(path.read_text())
+        version = int(counters["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: is not readable ({error}); a training checkpoint has one; use another"
@@ -138,7 +202,7 @@ def read_counters(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: version {version} is of a later lm; this one reads {_VERSION}; update it"
         )
-    return saved
+    return counters
 
 
 def find(wanted: bool | str, output: Path) -> Path | None:
@@ -158,11 +222,12 @@ def find(wanted: bool | str, output: Path) -> Path | None:
     if wanted is False or wanted == "":
         return None
     if wanted is True:
-        return newest(output)
+        return saved.newest(output, STATE)
     if re.fullmatch(r"\d+", str(wanted)):
-        found = [path for path in checkpoints(output) if _number(path) == int(wanted)]
+        existing = saved.checkpoints(output, STATE)
+        found = [path for path in existing if saved.step_of(path) == int(wanted)]
         if not found:
-            known = ", ".join(str(_number(path)) for path in checkpoints(output)) or "none"
+            known = ", ".join(str(saved.step_of(path)) for path in existing) or "none"
             raise CheckpointError(
                 f"resume_training: {output} has no checkpoint of step {wanted}; it has {known}"
             )
@@ -172,7 +237,7 @@ def find(wanted: bool | str, output: Path) -> Path | None:
     if (directory / STATE).is_file():
         atomic.check(directory)
         return directory
-    best = newest(directory)
+    best = saved.newest(directory, STATE)
     if best is None:
         raise CheckpointError(
             f"resume_training: {directory} holds no training checkpoint; name one, a folder with "
@@ -181,46 +246,9 @@ def find(wanted: bool | str, output: Path) -> Path | None:
     return best
 
 
-def newest(folder: Path) -> Path | None:
-    """The last checkpoint below a folder that is undamaged; damaged ones are named, passed over.
-
-    Raises:
-        CheckpointError: there are some and all are damaged.
-    """
-    damaged: list[str] = []
-    for path in checkpoints(folder):
-        problems = atomic.verify(path)
-        if not problems:
-            return path
-        damaged += problems
-        get_logger(__name__).warning("%s; trying the checkpoint before it", "; ".join(problems))
-    if damaged:
-        raise CheckpointError(*damaged)
-    return None
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """All training checkpoints in a run's folder or below it, the last step first."""
-    for aside in folder.glob(".*.old-*"):
-        # A writer that died while it replaced this one.
-        atomic.recover(folder / aside.name[1:].partition(".old-")[0])
-    found = [
-        path.parent
-        for depth in range(4)
-        for path in folder.glob("*/" * depth + STATE)
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    return sorted(found, key=_number, reverse=True)
-
-
-def _number(directory: Path) -> int:
-    """The step in a checkpoint's name."""
-    match = re.search(r"(\d+)$", directory.name)
-    return int(match[1]) if match else -1
-
-
-def _size(tensors: io.Parameters) -> int:
-    return sum(spec.nbytes for spec in tensors.specs.values())
+def _copied(tensors: Tensors) -> Memory:
+    """The values as they are now, whatever is computed next."""
+    return Memory({name: np.array(tensors.read(name)) for name in tensors.specs})
 
 
 def _assign(parameters: Mapping[str, Any], tensors: Any) -> None:

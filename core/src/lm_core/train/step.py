@@ -36,7 +36,7 @@ class StepResult:
         loss: mean over the trained tokens.
         grad_norm: global norm of the mean gradient, before clipping.
         tokens: trained tokens.
-        skipped: a gradient was not finite and nothing was changed.
+        skipped: the loss or a gradient was not finite and nothing was changed.
     """
 
     loss: float
@@ -95,7 +95,7 @@ class SquaredNorm(nn.Cell):
 
 
 class Update(nn.Cell):
-    """Unscales and clips gradients and applies them, unless one is not finite.
+    """Unscales and clips gradients and applies them, unless one or the loss is not finite.
 
     Args:
         optimizer: the update rule.
@@ -115,14 +115,19 @@ class Update(nn.Cell):
         self.squared_norm = squared_norm or SquaredNorm()
 
     def construct(
-        self, gradients: tuple[Tensor, ...], unscale: Tensor, scalars: tuple[Tensor, ...]
+        self,
+        gradients: tuple[Tensor, ...],
+        total: Tensor,
+        unscale: Tensor,
+        scalars: tuple[Tensor, ...],
     ) -> Tensor:
-        """`gradients * unscale` is the mean gradient. Returns its norm."""
+        """`gradients * unscale` is the mean gradient, `total` the loss. Returns the norm."""
         norm = ops.sqrt(self.squared_norm(gradients)) * unscale
         factor = unscale
         if self.max_grad_norm is not None:
             factor = unscale * ops.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
-        if ops.isfinite(norm):
+        # An infinite loss may have finite gradients: float16 logits overflow to minus infinity.
+        if ops.isfinite(norm + total):
             norm = ops.depend(norm, self.optimizer(gradients, factor, *scalars))
         return norm
 
@@ -141,7 +146,7 @@ class FusedStep(nn.Cell):
         """Returns sum of token losses, number of tokens, gradient norm."""
         total, count, gradients = self.gradients(input_ids, labels, scale)
         unscale = 1.0 / (scale * ops.maximum(count, 1.0))
-        return total, count, self.update(gradients, unscale, scalars)
+        return total, count, self.update(gradients, total, unscale, scalars)
 
 
 class Accumulate(nn.Cell):
@@ -169,12 +174,12 @@ class ApplyBuffers(nn.Cell):
         self.update = update
         self.buffers = buffers
 
-    def construct(self, unscale: Tensor, *scalars: Tensor) -> Tensor:
+    def construct(self, total: Tensor, unscale: Tensor, *scalars: Tensor) -> Tensor:
         """Returns the gradient norm."""
         gradients = ()
         for buffer in self.buffers:
             gradients += (buffer,)
-        norm = self.update(gradients, unscale, scalars)
+        norm = self.update(gradients, total, unscale, scalars)
         for buffer in self.buffers:
             norm = ops.depend(norm, ops.assign(buffer, ops.zeros_like(buffer)))
         return norm
@@ -234,7 +239,7 @@ class TrainStep:
         total, count, norm = (self._whole if self.accumulation == 1 else self._in_parts)(
             micro_batches, scale, scalars
         )
-        skipped = not math.isfinite(norm)
+        skipped = not math.isfinite(norm + total)
         self.steps += 1
         self.updates += not skipped
         return StepResult(total / max(count, 1.0), norm, int(count), skipped)
@@ -255,7 +260,8 @@ class TrainStep:
             found = self._accumulate(*self._inputs(batch, number), factor)
             total += float(found[0].asnumpy())
             count += float(found[1].asnumpy())
-        norm = self._apply(_scalar(1.0 / (scale * max(count, 1.0))), *scalars)
+        unscale = 1.0 / (scale * max(count, 1.0))
+        norm = self._apply(_scalar(total), _scalar(unscale), *scalars)
         return total, count, float(norm.asnumpy())
 
     def _inputs(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
