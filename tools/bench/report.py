@@ -47,8 +47,8 @@ def _lines(row: dict[str, Any]) -> list[str]:
         found = ratios(ours, theirs)
         middle = median(found)
         target = targets.get(name)
-        sign = ">=" if row["higher"] else "<="
-        met = target is None or (middle >= target if row["higher"] else middle <= target)
+        sign = {True: ">=", False: "<=", None: "within x"}[row["higher"]]
+        met = target is None or _met(middle, target, row["higher"])
         cells = [
             row["title"],
             name,
@@ -64,6 +64,12 @@ def _lines(row: dict[str, Any]) -> list[str]:
         if name not in row["values"]:
             lines.append(f"| {row['title']} | {name} | {why} | | | | | |\n")
     return lines
+
+
+def _met(ratio: float, target: float, higher: bool | None) -> bool:
+    if higher is None:
+        return 1 / target <= ratio <= target
+    return ratio >= target if higher else ratio <= target
 
 
 def _short(value: float) -> str:

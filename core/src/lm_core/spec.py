@@ -154,7 +154,8 @@ def of_run(source: str | Path | Mapping[str, Any]) -> ModelSpec:
     Raises:
         ConfigError: there is no such run, or it does not say.
     """
-    return find(str(source)) if knows(str(source)) else _of_layers(_layers(source))
+    named = not isinstance(source, Mapping) and knows(str(source))
+    return find(str(source)) if named else _of_layers(_layers(source))
 
 
 def _layers(

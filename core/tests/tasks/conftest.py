@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,17 @@ class LookConfig(ModelConfig):
     seq_length: int = 4
     pad_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
+
+
+def shapes(config: LookConfig) -> dict[str, tuple[int, ...]]:
+    """A table, and in each block what attention and feed-forward have, and a norm."""
+    hidden, found = config.hidden_size, {"embedding.weight": (300, config.hidden_size)}
+    for layer in range(config.num_layers):
+        block = f"layers.{layer}."
+        found[f"{block}attention_norm.weight"] = (hidden,)
+        found[f"{block}attention.k.weight"] = (hidden, hidden)
+        found[f"{block}mlp.up.weight"] = (hidden, 4 * hidden)
+    return found
 
 
 class Letters:
@@ -47,7 +59,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
         presets={"toy": LookConfig(), "toy_big": LookConfig(hidden_size=16)},
         build=lambda config, context: None,
         hf_types=(),
-        tables={},
+        tables={"theirs": SimpleNamespace(shapes=shapes)},
         tokenizer=lambda folder: Letters(),
         configs=runs,
     )

@@ -101,7 +101,7 @@ def test_it_is_quick_and_needs_no_mindspore():
     program = (
         "import sys; from lm_core.cli import main; "
         "status = main(['--help']) or main(['config', '--help']); "
-        "import lm_core.tasks.config; "
+        "import lm_core.tasks.config, lm_core.tasks.plan; "
         "sys.exit(status or 'mindspore' in sys.modules)"
     )
     start = time.perf_counter()
