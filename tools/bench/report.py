@@ -107,7 +107,9 @@ def measured(results: dict[str, dict[str, Any]]) -> str:
         f"checked to agree. {rounds} rounds (memory: one) in which all have their turn; ratio = lm "
         f"divided by the peer within a round. The machine is shared and its speed drifts, so the "
         f"absolute numbers are for orientation only. Share of read bandwidth = bytes of weights x "
-        f"steps/s over what two threads read just before and after.\n\n" + table(results)
+        f"steps/s over what two threads read just before and after. Rows called plan "
+        f'train two updates of the sizes that they name in a fresh process; "they" is what '
+        f"`lm plan` says.\n\n" + table(results)
     )
 
 
