@@ -131,14 +131,16 @@ def _with_model(words: list[str]) -> list[str]:
     from lm_core import spec as registry
 
     verb, *rest = words
-    if rest and not rest[0].startswith("-") and not registry.knows(rest[0]):
-        rest = ["--config", *rest]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     config = parser.parse_known_args(rest)[0].config
-    if config and rest[0].startswith("-"):
-        rest = [registry.of_run(config).name, *rest]
-    return [verb, *rest]
+    first = rest[0] if rest else ""
+    if registry.knows(first):
+        return words
+    if not config and first and not first.startswith("-") and "=" not in first:
+        config, rest = first, ["--config", *rest]
+    named = config and (first == config or first.startswith("-") or "=" in first)
+    return [verb, registry.of_run(config).name, *rest] if named else words
 
 
 def _verb_without_model(verb: str, word: str) -> int:
@@ -147,7 +149,8 @@ def _verb_without_model(verb: str, word: str) -> int:
     known = ", ".join(names()) or "none; pip install lm-gpt2"
     if word in ("-h", "--help"):
         print(
-            f"usage: lm {verb} MODEL [...]\n\n{VERBS[verb]}\n\nmodels: {known}\n"
+            f"usage: lm {verb} {'MODEL_OR_RUN' if verb in OF_A_RUN else 'MODEL'} [...]\n\n"
+            f"{VERBS[verb]}\n\nmodels: {known}\n"
             f"`lm {verb} MODEL --help` lists the flags."
         )
         return 0

@@ -1,4 +1,4 @@
-r"""How much memory a model takes, from its shapes alone: nothing is built.
+"""How much memory a model takes, from its shapes alone: nothing is built.
 
 What is counted exactly are weights, gradients, optimizer state and key-value caches. What the graph
 of a training step keeps is derived from the layers of this folder, with these letters for bytes:
@@ -7,13 +7,13 @@ h = 4 T H, f = 4 T F, p = 4 B N S^2 (probabilities), v = 4 T V.
 A block keeps for its backward pass
 
 - the inputs of both norms and of the products behind them, q, k, v and the mixed values by heads
-  and again side by side: 9 h by counting, 14.5 h measured, since some are there in two layouts;
-- the input and the output of the activation, 2 f (one more for a gate);
+  and again side by side: 9 h by counting, 15 h measured, since some are there in two layouts;
+- the input and the output of the activation, 2 f (4 f with a gate);
 - the probabilities, p.
 
-Dropout adds a mask for each branch and, while probabilities are dropped, another half of p. A block
-that is recomputed still keeps its input and all that a Cell with `bprop` of its own returns, which
-is what attention holds: p and about 8 h. Beside the blocks the step holds, at its fullest, either
+Dropout adds masks, 3 h, and the probabilities once more, dropped. A block that is recomputed still
+keeps its input and all that a Cell with `bprop` of its own returns, which is what attention holds:
+p and about 8 h (12 h with dropout). Beside the blocks the step holds, at its fullest, either
 
 - the activations of all blocks, what the backward pass of the last block works in (p + 2 f), and
   logits, their log-softmax and the gradient of both: 3.3 v;
@@ -25,9 +25,9 @@ adds a buffer for each gradient, and the graph that applies them reads copies.
 
 A process without a model takes 435 MB once MindSpore is loaded, and compiling a training step
 takes memory that is not given back: about 100 MB, and for each block 58 MB with dropout (73 where
-it is recomputed) and 40 MB without.
+it is recomputed) and 40 MB without, beside its causal mask, a constant of S^2 numbers, twice.
 
-The constants were fitted to processes of 2 to 48 blocks on the CPU back end, in which activations
+The constants were fitted to processes of 1 to 48 blocks on the CPU back end, in which activations
 are float32; tools/bench/RESULTS.md compares the result with measured peaks (rows "plan"). For
 several ranks everything is divided as the degrees say, which has not been measured.
 
@@ -157,7 +157,9 @@ def training(run: RunConfig, shapes: Shapes, rank: Rank | None = None) -> Traini
     shape = _Step(run, shapes, rank)
     applied = weights + (buffers if accumulated else shape.largest)
     state = 4 * count * moments / rank.state_split
-    program = LIBRARIES + STEP + rank.layers * _BLOCK[shape.dropout, shape.recomputed]
+    masks = 2 * 4 * config.seq_length**2
+    block = _BLOCK[shape.dropout, shape.recomputed]
+    program = LIBRARIES + STEP + rank.layers * (block + masks)
     fullest = max(shape.kept + shape.logits, applied)
     return Training(
         program=program,
@@ -190,9 +192,9 @@ class _Step:
         self.largest = (2 if tied else 1) * 4 * tables / rank.split
 
     def _kept(self, layers: int, in_flight: int) -> float:
-        scores = (1.5 if self.dropout else 1.0) * self.scores
+        scores = (2 if self.dropout else 1) * self.scores
         working = self.scores + 2 * self.inner
-        block = (17.5 if self.dropout else 14.5) * self.hidden + 2 * self.inner + scores
+        block = (18 if self.dropout else 15) * self.hidden + 2 * self.inner + scores
         if not self.recomputed:
             return in_flight * layers * block + working
         left = (12 if self.dropout else 8) * self.hidden + scores

@@ -7,13 +7,16 @@ of these sizes. What is foretold must be within a fifth of it.
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
+from lm_core.cli import run_verb
 from lm_core.nn import memory
 from lm_core.spec import read_run
+from lm_gpt2 import SPEC
 
-GPT2 = pytest.importorskip("lm_gpt2").SPEC
 OFF = {"hidden_dropout_rate": 0.0, "attention_dropout_rate": 0.0, "embedding_dropout_prob": 0.0}
 
 
@@ -51,6 +54,10 @@ RECORDED = [
     (1852, 32, sizes(4, 512, 2, 128, 1000, **OFF), {}),
     (1077, 32, sizes(2, 256, 2, 128, 1000, expand_ratio=8, **OFF), {}),
     (870, 32, sizes(2, 256, 2, 128, 1000, expand_ratio=1, **OFF), {}),
+    (6119, 1, sizes(12, 768, 12, 1024, 50257), {}),
+    (8691, 1, sizes(24, 1024, 16, 128, 50257), RECOMPUTED),
+    (1385, 1, sizes(2, 256, 4, 2048, 1000), {}),
+    (2452, 1, sizes(2, 768, 12, 1024, 50257), {}),
     (1363, 16, sizes(4, 256, 4, 256, 1000), RECOMPUTED),
     (1869, 32, sizes(4, 512, 8, 128, 1000), RECOMPUTED),
     (1535, 32, sizes(4, 512, 8, 128, 1000, **OFF), RECOMPUTED),
@@ -63,7 +70,7 @@ RECORDED = [
 @pytest.mark.parametrize(("megabytes", "batch", "shape", "more"), RECORDED)
 def test_training_against_measured_peaks(megabytes, batch, shape, more):
     settings = run(batch, shape, **{key: dict(value) for key, value in more.items()})
-    shapes = GPT2.tables["hf"].shapes(settings.model.config)
+    shapes = SPEC.tables["hf"].shapes(settings.model.config)
     found = memory.training(settings, shapes).peak / 1e6
     assert megabytes / 1.2 < found < megabytes * 1.2, f"{found:.0f} MB"
 
@@ -78,15 +85,15 @@ GENERATED = [
 @pytest.mark.parametrize(("megabytes", "rows", "capacity", "shape"), GENERATED)
 def test_generation_against_measured_peaks(megabytes, rows, capacity, shape):
     settings = run(1, {**shape, "max_decode_length": capacity})
-    shapes = GPT2.tables["hf"].shapes(settings.model.config)
+    shapes = SPEC.tables["hf"].shapes(settings.model.config)
     found = memory.generation(settings, shapes, rows=rows).peak / 1e6
     assert megabytes / 1.2 < found < megabytes * 1.2, f"{found:.0f} MB"
 
 
-@pytest.mark.parametrize("preset", GPT2.presets)
+@pytest.mark.parametrize("preset", SPEC.presets)
 def test_parts_are_all_parameters(preset):
-    config = GPT2.presets[preset]
-    shapes = GPT2.tables["hf"].shapes(config)
+    config = SPEC.presets[preset]
+    shapes = SPEC.tables["hf"].shapes(config)
     assert sum(memory.parts(shapes).values()) == config.parameter_count()
     assert memory.held(shapes, memory.Rank(config.num_layers), config.num_layers) == sum(
         math.prod(shape) for shape in shapes.values()
@@ -95,7 +102,7 @@ def test_parts_are_all_parameters(preset):
 
 def test_more_ranks_hold_less():
     settings = run(8, sizes(8, 64, 4, 32, 400))
-    shapes = GPT2.tables["hf"].shapes(settings.model.config)
+    shapes = SPEC.tables["hf"].shapes(settings.model.config)
     whole = memory.training(settings, shapes)
     for rank in (memory.Rank(8, split=2), memory.Rank(4), memory.Rank(8, state_split=2)):
         part = memory.training(settings, shapes, rank)
@@ -103,3 +110,25 @@ def test_more_ranks_hold_less():
     # Four parts of the batch, two of them on their way.
     staged = memory.training(settings, shapes, memory.Rank(8, in_flight=2, parts=4))
     assert staged.weights == whole.weights and staged.activations < whole.activations
+
+
+def test_looking_builds_nothing_and_loads_no_mindspore():
+    """The largest model too, alone and cut over 128 processes."""
+    program = """
+import sys
+from lm_core.cli import main
+status = main(["config", "gpt2_52b", "--changed"]) or main(["plan", "gpt2_52b"])
+sys.exit(status or "mindspore" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gpt2_52b: 51,966,533,632 parameters" in done.stdout
+    assert "each of 128" in done.stdout and "does not fit" in done.stdout
+
+
+@pytest.mark.parametrize("name", SPEC.run_names())
+def test_every_packaged_run_can_be_planned(name, capsys):
+    assert run_verb("plan", SPEC, ["--config", name]) == 0
+    assert capsys.readouterr().out.count("  peak ") == 2
