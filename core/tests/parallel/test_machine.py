@@ -33,3 +33,10 @@ def test_writable(tmp_path: Path):
 )
 def test_sizes_for_people(count, text):
     assert machine.size(count) == text
+
+
+def test_what_a_run_is_meant_for(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(machine, "has_ascend", lambda there=there: there)
+        found = [machine.is_meant_for_ascend(name) for name in ("Ascend", "CPU", "auto")]
+        assert found == [True, False, there]

@@ -43,6 +43,8 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
+from lm_core.parallel import machine
+
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.config.parallel import ParallelConfig
@@ -235,8 +237,9 @@ def capacity(config: ModelConfig) -> int:
 
 def _width(run: RunConfig) -> int:
     """Bytes of an activation: a CPU computes in float32 whatever is asked for."""
-    on_ascend = run.context.device_target == "Ascend"
-    return BYTES[run.model.config.compute_dtype] if on_ascend else 4
+    if machine.is_meant_for_ascend(run.context.device_target):
+        return BYTES[run.model.config.compute_dtype]
+    return 4
 
 
 def _has_dropout(config: ModelConfig) -> bool:

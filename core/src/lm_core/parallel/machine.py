@@ -69,6 +69,11 @@ def has_ascend() -> bool:
     return any(Path("/dev").glob("davinci[0-9]*"))
 
 
+def is_meant_for_ascend(target: str) -> bool:
+    """Whether a run with this `context.device_target` computes, or should, on an Ascend card."""
+    return target == "Ascend" or (target == "auto" and has_ascend())
+
+
 def writable(folder: Path) -> bool:
     """Whether a file can be made in a folder; tried, because permission bits do not tell all."""
     try:

@@ -122,7 +122,7 @@ def limit(settings: RunConfig) -> tuple[str, float | None]:
         CheckpointError: `context.max_device_memory` is no size.
     """
     context = settings.context
-    if context.device_target == "Ascend" or machine.has_ascend():
+    if machine.is_meant_for_ascend(context.device_target):
         if context.max_device_memory is None:
             return "device: Ascend; say what it has with context.max_device_memory=30GB", None
         size = parse_size(context.max_device_memory, "context.max_device_memory")

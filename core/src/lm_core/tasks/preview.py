@@ -152,7 +152,8 @@ def _summary(reader: Reader) -> Iterator[str]:
     trained = sum(
         int(reader.trained(int(n), row).sum()) for n, row in zip(numbers, rows, strict=True)
     )
-    yield f"trained: {trained:,} of {sum(ids):,} ids, {100 * trained / sum(ids):.1f} %{among}"
+    share = 100 * trained / max(sum(ids), 1)
+    yield f"trained: {trained:,} of {sum(ids):,} ids, {share:.1f} %{among}"
 
 
 class Painter:
