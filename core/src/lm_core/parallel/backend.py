@@ -13,8 +13,8 @@ import mindspore as ms
 from lm_core.log import notice_once
 
 CALL_DEPTH = 10_000
-"""Calls within calls that a graph may hold. A training step makes about 40 for each layer; that of 24
-layers is more than the 1,000 that MindSpore allows by itself."""
+"""Calls within calls that a graph may hold. A training step makes about 40 for each layer, and with
+24 layers more than the 1,000 that MindSpore allows by itself."""
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
