@@ -84,6 +84,39 @@ def test_ratios_are_of_the_same_round(bench):
     assert "| decode | other | not installed |" in table
     worse = {**ROW, "higher": False}
     assert "<= 1.5 | **no** |" in report.table({"decode": worse})
+    near = {**ROW, "higher": None}
+    assert "within x 1.5 | **no** |" in report.table({"decode": near})
+    for theirs in (22.0, 18.0):
+        values = {"values": {"lm": [20.0], "peer": [theirs]}}
+        assert "within x 1.5 | yes |" in report.table({"decode": {**near, **values}})
+
+
+def test_a_plan_is_measured_by_a_process_that_trains(bench, tmp_path, monkeypatch):
+    """The run that is measured is the one that is foretold."""
+    import rows
+
+    asked = []
+
+    class Process:
+        def __init__(self, name: str) -> None:
+            assert name == "lm"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ask(self, method: str, **arguments):
+            asked.append((method, arguments.get("run")))
+            return {"version": "lm 1", "pretrain": None, "peak_memory": 4.5e9}[method]
+
+    monkeypatch.setattr(rows, "Worker", Process)
+    found = rows.Bench(tmp_path, ["lm"], 1).measure("plan_gpt2")
+    assert found["values"]["lm"] == [4.5] and 4.0 < found["values"]["lm plan"][0] < 5.0
+    assert ("pretrain", rows.ROWS["plan_gpt2"].arguments["run"]) in asked
+    for name in ("rows", "probe"):
+        sys.modules.pop(name, None)
 
 
 def test_what_we_wrote_by_hand_is_kept(bench, tmp_path):

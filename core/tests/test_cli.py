@@ -14,6 +14,7 @@ from lm_core import cli
 from lm_core import spec as registry
 from lm_core.config.model import ModelConfig
 from lm_core.errors import ConfigError, LmError
+from lm_core.parallel import machine
 from lm_core.spec import LazyMapping, ModelSpec
 
 
@@ -251,7 +252,7 @@ def test_version(capsys):
 def test_numpy_2_is_named_before_it_breaks_something(
     spec, task, capsys, monkeypatch, version, fine
 ):
-    monkeypatch.setattr(cli.metadata, "version", lambda name: version)
+    monkeypatch.setattr(machine.metadata, "version", lambda name: version)
     assert cli.main(["predict", "toy"]) == (0 if fine else 2)
     err = capsys.readouterr().err
     assert fine == (len(task.calls) == 1)

@@ -47,8 +47,8 @@ def _lines(row: dict[str, Any]) -> list[str]:
         found = ratios(ours, theirs)
         middle = median(found)
         target = targets.get(name)
-        sign = ">=" if row["higher"] else "<="
-        met = target is None or (middle >= target if row["higher"] else middle <= target)
+        sign = {True: ">=", False: "<=", None: "within x"}[row["higher"]]
+        met = target is None or _met(middle, target, row["higher"])
         cells = [
             row["title"],
             name,
@@ -64,6 +64,12 @@ def _lines(row: dict[str, Any]) -> list[str]:
         if name not in row["values"]:
             lines.append(f"| {row['title']} | {name} | {why} | | | | | |\n")
     return lines
+
+
+def _met(ratio: float, target: float, higher: bool | None) -> bool:
+    if higher is None:
+        return 1 / target <= ratio <= target
+    return ratio >= target if higher else ratio <= target
 
 
 def _short(value: float) -> str:
@@ -101,7 +107,9 @@ def measured(results: dict[str, dict[str, Any]]) -> str:
         f"checked to agree. {rounds} rounds (memory: one) in which all have their turn; ratio = lm "
         f"divided by the peer within a round. The machine is shared and its speed drifts, so the "
         f"absolute numbers are for orientation only. Share of read bandwidth = bytes of weights x "
-        f"steps/s over what two threads read just before and after.\n\n" + table(results)
+        f"steps/s over what two threads read just before and after. Rows called plan "
+        f'train two updates of the sizes that they name in a fresh process; "they" is what '
+        f"`lm plan` says.\n\n" + table(results)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,16 +31,33 @@ class Row:
         unit: of the numbers.
         measure: name of the method of Bench.
         arguments: for it.
-        higher: whether more is better; else a ratio below 1 is good.
-        targets: what the ratio to a peer must reach.
+        higher: whether more is better; else a ratio below 1 is good. None: one near 1 is.
+        targets: what the ratio to a peer must reach; for None how far it may be off, both ways.
     """
 
     title: str
     unit: str
     measure: str
     arguments: dict[str, Any]
-    higher: bool = True
+    higher: bool | None = True
     targets: tuple[tuple[str, float], ...] = ()
+
+
+def _planned(
+    title: str, batch: int, accumulation: int = 1, recompute: bool = False, **sizes: Any
+) -> Row:
+    """A run whose peak memory `lm plan` foretells."""
+    run = {
+        "model": {"model_config": sizes},
+        "runner_config": {
+            "batch_size": batch, "gradient_accumulation_steps": accumulation, "epochs": 1
+        },
+        "recompute_config": {"recompute": recompute},
+    }  # fmt: skip
+    return Row(
+        f"plan: peak memory of training, {title}", "GB", "planned", {"run": run},
+        higher=None, targets=(("lm plan", 1.2),),
+    )  # fmt: skip
 
 
 ROWS = {
@@ -86,6 +104,23 @@ ROWS = {
     "preprocess": Row(
         "text to records on one process, against our training", "tokens/s", "preprocessing", {},
         targets=(("lm, training", 20.0),),
+    ),
+    "plan_gpt2": _planned("124M, 4 x 256", 4, preset="gpt2", seq_length=256),
+    "plan_deep": _planned(
+        "24 layers of 128, 8 x 128", 8, preset="gpt2_tiny", vocab_size=8192,
+        hidden_size=128, num_layers=24, seq_length=128,
+    ),
+    "plan_long": _planned(
+        "6 layers of 384, 1,000 words, 2 x 1024", 2, preset="gpt2_tiny", vocab_size=1000,
+        hidden_size=384, num_layers=6, num_heads=6, seq_length=1024,
+    ),
+    "plan_accumulated": _planned(
+        "6 layers of 512, 4 times 8 x 128", 8, 4, preset="gpt2_tiny", vocab_size=16000,
+        hidden_size=512, num_layers=6, num_heads=8, seq_length=128,
+    ),
+    "plan_recomputed": _planned(
+        "8 layers of 512, 8 x 256, recomputed", 8, recompute=True, preset="gpt2_tiny",
+        vocab_size=16000, hidden_size=512, num_layers=8, num_heads=8, seq_length=256,
     ),
 }  # fmt: skip
 
@@ -302,6 +337,20 @@ class Bench:
         names = [name for name in self.contenders if name in HELP]
         rounds = self.in_turn({name: turn(name) for name in names})
         return {"values": {name: [r[name] for r in rounds] for name in names}}
+
+    def planned(self, run: Result) -> Result:
+        """Peak memory of a process that trains two updates, beside what was foretold."""
+        from lm_core import spec as registry
+        from lm_core.nn import memory
+
+        settings = registry.read_run(run)
+        table = next(iter(registry.of_run(run).tables.values()))
+        foretold = memory.training(settings, table.shapes(settings.model.config)).peak
+        with Worker("lm") as worker, tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            self.versions["lm"] = worker.ask("version")
+            worker.ask("pretrain", run=run, folder=f"{folder}/run")
+            measured = worker.ask("peak_memory")
+        return {"values": {"lm": [measured / 1e9], "lm plan": [foretold / 1e9]}}
 
     def preprocessing(self) -> Result:
         """Tokens per second from text files to records, and of a training step beside it."""

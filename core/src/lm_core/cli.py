@@ -1,5 +1,7 @@
 """The command line: `lm VERB MODEL ...`, which is `python -m lm_MODEL.VERB ...`; `lm models`.
 
+Verbs that look at a run find its model in it, so theirs may be left out; those of PLAIN have none.
+
 Starts fast: a verb's module is imported when its help is asked for, MindSpore when it runs.
 """
 
@@ -10,7 +12,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from types import ModuleType
@@ -20,6 +22,7 @@ from lm_core import __version__
 from lm_core.config.flags import add_run_arguments, resolve_run, split_overrides, str2bool
 from lm_core.errors import ConfigError, LmError
 from lm_core.log import get_logger
+from lm_core.parallel import machine
 
 if TYPE_CHECKING:
     from lm_core.spec import ModelSpec
@@ -37,11 +40,16 @@ VERBS = {
     "export": "write a graph for deployment",
     "transform": "split, merge or recut a checkpoint in parts",
     "merge": "fold an adapter into its base model",
+    "config": "show every setting of a run and where it comes from",
     "plan": "show sizes, memory and ranks of a run",
 }
-WITH_RUN = ("pretrain", "finetune", "evaluate", "predict", "chat", "export", "plan")
+WITH_RUN = ("pretrain", "finetune", "evaluate", "predict", "chat", "export", "config", "plan")
+OF_A_RUN = ("config", "plan")
+"""Verbs that take a run, `lm plan RUN` or `lm plan --config RUN`, as well as a model."""
 PLAIN = {
     "checkpoint": "verify or list the checkpoints below a folder",
+    "preview": "show records as text, the trained part marked",
+    "doctor": "show what is installed, what is missing, and what the machine has",
 }
 """Verbs that need no model."""
 
@@ -105,6 +113,8 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(verb, [*VERBS, *PLAIN, "models"], n=1)
         hint = f"did you mean {near[0]}?" if near else "`lm --help` lists them"
         raise ConfigError(f"lm: {verb!r} is not a verb; {hint}")
+    if verb in OF_A_RUN:
+        words = _with_model(words)
     model = words[1] if len(words) > 1 else "--help"
     if model.startswith("-"):
         return _verb_without_model(verb, model)
@@ -117,13 +127,31 @@ def _dispatch(words: list[str]) -> int:
     )
 
 
+def _with_model(words: list[str]) -> list[str]:
+    """`plan RUN ...` and `plan --config RUN ...` with the model that the run is for."""
+    from lm_core import spec as registry
+
+    verb, *rest = words
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    config = parser.parse_known_args(rest)[0].config
+    first = rest[0] if rest else ""
+    if registry.knows(first):
+        return words
+    if not config and first and not first.startswith("-") and "=" not in first:
+        config, rest = first, ["--config", *rest]
+    named = config and (first == config or first.startswith("-") or "=" in first)
+    return [verb, registry.of_run(config).name, *rest] if named else words
+
+
 def _verb_without_model(verb: str, word: str) -> int:
     from lm_core.spec import names
 
     known = ", ".join(names()) or "none; pip install lm-gpt2"
     if word in ("-h", "--help"):
         print(
-            f"usage: lm {verb} MODEL [...]\n\n{VERBS[verb]}\n\nmodels: {known}\n"
+            f"usage: lm {verb} {'MODEL_OR_RUN' if verb in OF_A_RUN else 'MODEL'} [...]\n\n"
+            f"{VERBS[verb]}\n\nmodels: {known}\n"
             f"`lm {verb} MODEL --help` lists the flags."
         )
         return 0
@@ -192,16 +220,10 @@ def _parse(
 
 
 def check_numpy() -> None:
-    """MindSpore 2.10 is built against NumPy 1; under NumPy 2 it fails late and obscurely.
-
-    Raises:
-        ConfigError: NumPy 2 or later is installed.
-    """
-    version = metadata.version("numpy")
-    if int(version.partition(".")[0]) >= 2:
-        raise ConfigError(
-            f"numpy: {version} is installed; MindSpore needs 1.26; run pip install 'numpy>=1.26,<2'"
-        )
+    """Raises ConfigError where NumPy is one that MindSpore fails with."""
+    problem = machine.numpy_problem()
+    if problem:
+        raise ConfigError(problem)
 
 
 def _verbs() -> list[str]:
@@ -218,7 +240,7 @@ def _usage() -> str:
         f"  {'models':<12}list installed models and their sizes\n\n"
         f"models: {', '.join(names()) or 'none; pip install lm-gpt2'}\n\n"
         f"`lm VERB MODEL --help` lists the flags; `python -m lm_MODEL.VERB` is the same command.\n"
-        f"{', '.join(PLAIN)} take no MODEL."
+        f"{', '.join(PLAIN)} take no MODEL; {', '.join(OF_A_RUN)} need none beside a run."
     )
 
 
@@ -226,7 +248,7 @@ def _models() -> int:
     from lm_core.spec import installed
 
     for name, spec in installed().items():
-        print(f"{name}  (lm-{name} {_version(f'lm-{name}')})")
+        print(f"{name}  (lm-{name} {machine.version(f'lm-{name}') or 'no distribution'})")
         for preset, config in spec.presets.items():
             count = _count(config.parameter_count())
             print(
@@ -237,13 +259,6 @@ def _models() -> int:
         print(f"  runs: {', '.join(spec.run_names())}")
     print(f"verbs: {', '.join(_verbs())}")
     return 0
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed as a distribution"
 
 
 def _count(number: int) -> str:

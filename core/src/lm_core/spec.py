@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 from lm_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lm_core.config.layers import Layers
     from lm_core.config.model import ModelConfig
     from lm_core.config.schema import RunConfig
 
@@ -141,21 +142,45 @@ def read_run(
     Raises:
         ConfigError: every problem found, one line each.
     """
-    from lm_core.config.load import family_names, read_layers, resolve
+    from lm_core.config.load import resolve
 
-    folders = [spec.configs for spec in installed().values()]
-    layers = read_layers(source, overrides, folders)
+    layers = _layers(source, overrides)
+    return resolve(layers, _of_layers(layers))
+
+
+def of_run(source: str | Path | Mapping[str, Any]) -> ModelSpec:
+    """The package whose model a run is for.
+
+    Raises:
+        ConfigError: there is no such run, or it does not say.
+    """
+    named = not isinstance(source, Mapping) and knows(str(source))
+    return find(str(source)) if named else _of_layers(_layers(source))
+
+
+def _layers(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Layers:
+    from lm_core.config.load import read_layers
+
+    return read_layers(source, overrides, [spec.configs for spec in installed().values()])
+
+
+def _of_layers(layers: Layers) -> ModelSpec:
+    from lm_core.config.load import family_names
+
     candidates = family_names(layers)
     if not candidates:
         raise ConfigError(
             f"{layers.label}: model: the run does not say which model it is for; "
             f"set trainer.model_name or model.model_config.preset"
         )
-    known = [name for name in candidates if _owner(name)]
-    return resolve(layers, find(known[0] if known else candidates[0]))
+    known = [name for name in candidates if knows(name)]
+    return find(known[0] if known else candidates[0])
 
 
-def _owner(name: str) -> bool:
+def knows(name: str) -> bool:
+    """Whether an installed package owns the name."""
     try:
         find(name)
     except ConfigError:

@@ -56,6 +56,25 @@ class Lm:
         result = self.step([batch], self.rate)
         return {"seconds": time.perf_counter() - start, "loss": result.loss}
 
+    def pretrain(self, run: dict[str, Any], folder: str) -> None:
+        """Two updates of a run from random weights, on random records, as `lm pretrain` does it."""
+        from lm_core import Trainer
+        from lm_core.data.mindrecord import RecordWriter
+        from lm_core.spec import read_run
+
+        settings = read_run(run)
+        config, runner = settings.model.config, settings.runner_config
+        records = Path(folder) / "random.mindrecord"
+        records.parent.mkdir(parents=True)
+        rows = 2 * runner.batch_size * runner.gradient_accumulation_steps
+        rng = np.random.default_rng(0)
+        with RecordWriter(records, ("input_ids",)) as writer:
+            for _ in range(rows):
+                ids = rng.integers(0, config.vocab_size, config.seq_length + 1)
+                writer.write({"input_ids": ids.astype(np.int32)})
+        settings.output_dir = str(Path(folder) / "output")
+        Trainer(settings, train_dataset=records).train()
+
     def prepare_text(self, folder: str) -> None:
         """Text that is on every machine, and a vocabulary learnt from it."""
         import demo_corpus

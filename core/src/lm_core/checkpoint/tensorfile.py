@@ -177,8 +177,8 @@ def write_sharded(
     return [*files, INDEX]
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes of "5GB", "500MB", "2GiB" or a plain number.
+def parse_size(text: str | int, where: str = "max_shard_size") -> int:
+    """Bytes of "5GB", "500MB", "2GiB" or a plain number; `where` is named in messages.
 
     Raises:
         CheckpointError: none of these.
@@ -191,9 +191,7 @@ def parse_size(text: str | int) -> int:
             float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " ")
         )
     if value <= 0:
-        raise CheckpointError(
-            f"max_shard_size: {text!r} is no size; write for example 5GB or 500MB"
-        )
+        raise CheckpointError(f"{where}: {text!r} is no size; write for example 5GB or 500MB")
     return value
 
 

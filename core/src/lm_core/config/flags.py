@@ -100,6 +100,13 @@ def str2bool(text: str) -> bool:
     raise ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def add_run_arguments(parser: ArgumentParser) -> None:
     """Adds the flags that every verb with a run has; a second call does nothing."""
     if parser.get_default("takes_run"):
@@ -165,13 +172,16 @@ def _is_key(name: str) -> bool:
     return name in RunConfig.model_fields
 
 
-def resolve_run(spec: ModelFamily, args: Namespace, overrides: Sequence[str] = ()) -> RunConfig:
+def resolve_run(
+    spec: ModelFamily, args: Namespace, overrides: Sequence[str] = (), *, started: bool = True
+) -> RunConfig:
     """The run that a command line asks for.
 
     Args:
         spec: the model package.
         args: parsed flags of `add_run_arguments`.
         overrides: "key.sub=value" texts.
+        started: False for a run that is looked at, with any number of processes.
 
     Raises:
         ConfigError: every problem found, one line each.
@@ -180,7 +190,8 @@ def resolve_run(spec: ModelFamily, args: Namespace, overrides: Sequence[str] = (
     from lm_core.config.load import resolve
 
     run = resolve(_layers(spec, args, overrides), spec)
-    checks.check_world(run, world_size())
+    if started:
+        checks.check_world(run, world_size())
     return run
 
 

@@ -20,7 +20,15 @@ from lm_core.config.schema import RunConfig
 from lm_core.config.section import key_names, suggest
 from lm_core.errors import ConfigError
 
-__all__ = ["Override", "dump_run", "family_names", "load_run", "read_layers", "resolve"]
+__all__ = [
+    "Override",
+    "dump_run",
+    "family_names",
+    "load_run",
+    "read_layers",
+    "resolve",
+    "run_values",
+]
 
 _SIZES: KeyPath = ("model", "model_config")
 
@@ -66,12 +74,18 @@ def load_run(
     return resolve(read_layers(source, overrides, [family.configs]), family)
 
 
-def dump_run(run: RunConfig) -> str:
-    """The whole run as YAML that `load_run` reads back to an equal run."""
+def run_values(run: RunConfig) -> dict[str, Any]:
+    """The whole run as plain values that `load_run` makes an equal run of."""
     values = run.model_dump(by_alias=True)
     # Derived from the run's own parallel_config and recompute_config.
     values["model"]["model_config"].pop("parallel_config")
     values["parallel_config"].pop("recompute")
+    return values
+
+
+def dump_run(run: RunConfig) -> str:
+    """The same as YAML."""
+    values = run_values(run)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -217,6 +231,7 @@ def _flat_origins(layers: Layers, family: ModelFamily, preset: str) -> dict[str,
         if path not in sections
     }
     if preset:
+        flat.setdefault("trainer.model_name", f"preset {preset}")
         for key in family.presets[preset].model_fields_set:
             flat.setdefault(explain.spell((*_SIZES, key)), f"preset {preset}")
     return flat

@@ -12,6 +12,10 @@ import mindspore as ms
 
 from lm_core.log import notice_once
 
+CALL_DEPTH = 10_000
+"""Calls within calls that a graph may hold. A training step makes about 40 for each layer, and with
+24 layers more than the 1,000 that MindSpore allows by itself."""
+
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
@@ -33,6 +37,7 @@ def setup(device_id: int = 0) -> None:
     if not on_cpu():
         ms.set_device(device_target(), device_id)
     ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_recursion_limit(CALL_DEPTH)
 
 
 def compute_dtype(name: str) -> ms.Type:
