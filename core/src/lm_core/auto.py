@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 from lm_core import spec as registry
 from lm_core.checkpoint import hub, io
 from lm_core.config.model import ModelConfig
-from lm_core.errors import TokenizerError
-from lm_core.log import notice_once
+from lm_core.errors import CheckpointError, TokenizerError
+from lm_core.log import get_logger, notice_once
 
 if TYPE_CHECKING:
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.checkpoint.layout.table import Mapped
+    from lm_core.nn.network import Network
     from lm_core.parallel.context import ParallelContext
     from lm_core.spec import ModelSpec
     from lm_core.tokenizer.base import Tokenizer
+
+HEAD_OF_CLASSES = ("score.weight",)
+HEAD_OF_TOKENS = ("head.weight",)
+"""As the heads are named in all packages."""
 
 
 class AutoConfig:
@@ -54,8 +59,13 @@ class AutoModel:
 
     @staticmethod
     def from_pretrained(
-        name_or_path: str | Path, *, context: ParallelContext | None = None, **changes: Any
-    ) -> CausalLM:
+        name_or_path: str | Path,
+        *,
+        context: ParallelContext | None = None,
+        new_head: bool = False,
+        seed: int = 0,
+        **changes: Any,
+    ) -> Any:
         """The model with the weights of a directory, a weights file, a run's output or a hub id.
 
         A preset name is a size without weights: they are downloaded if huggingface_hub is
@@ -64,8 +74,14 @@ class AutoModel:
         Args:
             name_or_path: where the weights are.
             context: the place of this process; a single one if None.
+            new_head: a classifier (`task="text_classification", num_labels=2`) may be made of the
+                weights of a language model; its head is random then, which is said.
+            seed: of such a head.
             **changes: fields of the configuration to change (`seq_length=512`, `config=` replaces
                 all).
+
+        Returns:
+            a `CausalLM`, or for text classification a `SequenceClassifier`.
 
         Raises:
             CheckpointError: no weights, damaged ones, or ones that do not fit: all names in one
@@ -77,9 +93,16 @@ class AutoModel:
         source = hub.weights(name_or_path, source)
         config = source.config.copy(changes)
         config.checkpoint_name_or_path = str(source.path)
-        tensors = source.tensors(config)
-        model = _build(source.spec, config, context)
+        tensors = _tensors(source, config, HEAD_OF_CLASSES if new_head else ())
+        model = build(source.spec, config, context)
         io.assign(model.named_parameters(), tensors)
+        missing = model.named_parameters().keys() - tensors.specs.keys()
+        if missing:
+            get_logger(__name__).warning(
+                "%s: %s is new and random (seed %d); train it before it is used",
+                source.path, ", ".join(missing), seed,
+            )  # fmt: skip
+            model.initialize(seed, missing)
         return model
 
     @staticmethod
@@ -89,7 +112,7 @@ class AutoModel:
         context: ParallelContext | None = None,
         seed: int = 0,
         **changes: Any,
-    ) -> CausalLM:
+    ) -> Any:
         """The model that a configuration describes.
 
         It has the weights that `checkpoint_name_or_path` names; where that is empty they are
@@ -110,7 +133,7 @@ class AutoModel:
         config = config.copy(changes)
         spec = hub.family_of(config)
         if config.checkpoint_name_or_path:
-            model = _build(spec, config, context)
+            model = build(spec, config, context)
             load_weights(model, config.checkpoint_name_or_path)
             return model
         notice_once(
@@ -118,7 +141,7 @@ class AutoModel:
             f"{spec.name}: new model with random weights (seed {seed}); "
             f"AutoModel.from_pretrained(DIR) loads trained ones",
         )
-        model = _build(spec, config, context)
+        model = build(spec, config, context)
         model.initialize(seed)
         return model
 
@@ -147,7 +170,7 @@ class AutoTokenizer:
 
 
 def load_weights(
-    model: CausalLM, name_or_path: str | Path, absent: Collection[str] = ()
+    model: Network, name_or_path: str | Path, absent: Collection[str] = ()
 ) -> hub.Source:
     """Puts the weights that `name_or_path` names into a model.
 
@@ -165,12 +188,12 @@ def load_weights(
     spec = hub.family_of(model.config)
     source = hub.resolve(name_or_path, spec=spec, config=model.config)
     source = hub.weights(name_or_path, source)
-    io.assign(model.named_parameters(), source.tensors(model.config, absent))
+    io.assign(model.named_parameters(), _tensors(source, model.config, absent))
     return source
 
 
 def save_pretrained(
-    model: CausalLM,
+    model: Network,
     directory: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -209,13 +232,33 @@ def save_pretrained(
         )
 
 
-def _build(spec: ModelSpec, config: ModelConfig, context: ParallelContext | None) -> CausalLM:
+def build(spec: ModelSpec, config: ModelConfig, context: ParallelContext | None = None) -> Network:
     """The network with zeros for weights."""
+    from lm_core.nn.classifier import with_head
     from lm_core.nn.init import no_initial_values
     from lm_core.parallel.context import ParallelContext
 
     with no_initial_values():
-        return spec.build(config, context or ParallelContext.local())
+        return with_head(spec.build(config, context or ParallelContext.local()))
+
+
+def _tensors(source: hub.Source, config: ModelConfig, absent: Collection[str]) -> Mapped:
+    """The weights of a source; those of a classifier may come from a language model but the head.
+
+    Raises:
+        CheckpointError: as `Source.tensors`; a classifier's head is missing and must not be.
+    """
+    if not config.is_classifier:
+        return source.tensors(config, absent=absent)
+    tensors = source.tensors(config, absent=[*absent, *HEAD_OF_CLASSES], spare=HEAD_OF_TOKENS)
+    lacking = [name for name in HEAD_OF_CLASSES if name not in {*tensors.specs, *absent}]
+    if lacking:
+        raise CheckpointError(
+            f"{source.path}: lacks {', '.join(lacking)}, it is a language model; must be a "
+            f"classifier here; finetune makes one of it (AutoModel.from_pretrained(..., "
+            f"new_head=True) gives it a random head)"
+        )
+    return tensors
 
 
 def _generation_json(settings: Any) -> str:

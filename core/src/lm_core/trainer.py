@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
-from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer
+from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer, build
 from lm_core.checkpoint import hub
 from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
+from lm_core.config.task import TASKS, set_task, with_head_of
 from lm_core.errors import CheckpointError, ConfigError, LmError
 from lm_core.log import get_logger
-from lm_core.pipeline import TextGenerationPipeline
+from lm_core.pipeline import pipeline
 
 if TYPE_CHECKING:
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
     from lm_core.tokenizer.base import Tokenizer
     from lm_core.train.callbacks import Callback
     from lm_core.train.loop import TrainLoop
-
-TASKS = ("text_generation",)
 
 log = get_logger(__name__)
 
@@ -39,7 +38,7 @@ class Trainer:
     Args:
         args: the run: a RunConfig, a YAML file, the name of a packaged run, or a mapping with the
             same keys. None: the run that `model` names, or defaults.
-        task: "text_generation".
+        task: "text_generation" or "text_classification"; None: what the run or the model says.
         model: the name of a preset or run, a directory with weights, or a model; None where `args`
             says it.
         train_dataset: record file, or folder of such, instead of the run's.
@@ -61,8 +60,8 @@ class Trainer:
         self,
         args: RunConfig | str | Path | Mapping[str, Any] | None = None,
         *,
-        task: str = "text_generation",
-        model: str | Path | CausalLM | None = None,
+        task: str | None = None,
+        model: str | Path | Network | None = None,
         train_dataset: str | Path | None = None,
         eval_dataset: str | Path | None = None,
         tokenizer: Tokenizer | str | Path | None = None,
@@ -70,8 +69,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         _check(task, pet_method)
-        self.network: CausalLM | None = None
+        self.network: Network | None = None
         self.run = self._read(args, model)
+        set_task(self.run, task, fixed=args is not None or self.network is not None)
         for section, path in (
             (self.run.train_dataset, train_dataset),
             (self.run.eval_dataset, eval_dataset),
@@ -132,8 +132,9 @@ class Trainer:
             eval_dataset: record file or folder, instead of the run's.
 
         Returns:
-            `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, every token counting
-            once, so the batch size does not matter.
+            `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, or of a classifier
+            `{"Accuracy": {"loss": nats per record, "accuracy": share}}`; every token (record)
+            counts once, so the batch size does not matter.
 
         Raises:
             LmError: no weights, no records, or ones that do not fit the model.
@@ -144,10 +145,10 @@ class Trainer:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
         found, records = _all_of(
             lambda: self._weights(eval_checkpoint),
-            lambda: session.open_records(self.run.eval_dataset, "eval_dataset"),
+            lambda: session.open_records(self.run, "eval_dataset"),
         )
         model = self._with_weights(found)
-        return {"PerplexityMetric": session.evaluator(self.run, model, records)()}
+        return {session.metric_name(self.run): session.evaluator(self.run, model, records)()}
 
     def predict(
         self,
@@ -156,26 +157,27 @@ class Trainer:
         *,
         batch_size: int | None = None,
         **generation: Any,
-    ) -> list[dict[str, list[str]]]:
-        """Continues texts: `[{"text_generation_text": [text]}]`.
+    ) -> list[Any]:
+        """Continues texts, `[{"text_generation_text": [text]}]`, or says their classes.
 
         Args:
             input_data: a text or several.
             predict_checkpoint: weights; else those in memory, else those that the run names.
             batch_size: prompts computed at once.
-            generation: settings of GenerationConfig (`do_sample=False, max_length=20`).
+            generation: settings of GenerationConfig (`do_sample=False, max_length=20`), or of
+                TextClassificationPipeline.
 
         Raises:
             LmError: no weights, no tokenizer, or settings that cannot be.
         """
         model = self._with_weights(self._weights(predict_checkpoint))
-        generator = TextGenerationPipeline(model, self._tokenizer())
-        return generator(input_data, batch_size=batch_size, **generation)
+        answer = pipeline(self.run.model.config.task, model, self._tokenizer())
+        return answer(input_data, batch_size=batch_size, **generation)
 
     def _read(
         self,
         args: RunConfig | str | Path | Mapping[str, Any] | None,
-        model: str | Path | CausalLM | None,
+        model: str | Path | Network | None,
     ) -> RunConfig:
         if isinstance(args, RunConfig):
             run = args.model_copy(deep=True)
@@ -189,7 +191,8 @@ class Trainer:
             self.network = model
             run.model.config = model.config
         elif Path(model).exists():
-            run.model.config = AutoConfig.from_pretrained(model)
+            own = AutoConfig.from_pretrained(model)
+            run.model.config = own if args is None else with_head_of(own, run.model.config)
             run.load_checkpoint = run.load_checkpoint or str(model)
         elif args is not None:
             run.model.config = AutoConfig.from_pretrained(model)
@@ -227,8 +230,8 @@ class Trainer:
 
         self._prepare(run)
         train, evaluation, resume, _, _ = _all_of(
-            lambda: session.open_records(run.train_dataset, "train_dataset"),
-            lambda: session.open_records(run.eval_dataset, "eval_dataset") if run.do_eval else None,
+            lambda: session.open_records(run, "train_dataset"),
+            lambda: session.open_records(run, "eval_dataset") if run.do_eval else None,
             lambda: state.find(run.resume_training, session.checkpoint_folder(run)),
             lambda: self._check_start(run, start, from_random),
             lambda: _check_adapters(run),
@@ -259,17 +262,13 @@ class Trainer:
                 "weights on purpose"
             )
 
-    def _start(self, run: RunConfig, start: str, resumed: bool) -> CausalLM:
+    def _start(self, run: RunConfig, start: str, resumed: bool) -> Network:
         """The model with the weights that training starts from."""
         config = run.model.config
         if resumed and self.network is None:
-            from lm_core.nn.init import no_initial_values
-            from lm_core.parallel.context import ParallelContext
-
-            with no_initial_values():
-                return hub.family_of(config).build(config, ParallelContext.local())
+            return build(hub.family_of(config), config)
         if start and not resumed:
-            return AutoModel.from_pretrained(start, config=config)
+            return AutoModel.from_pretrained(start, config=config, new_head=True, seed=run.seed)
         if self.network is not None:
             return self.network
         fresh = config.copy(checkpoint_name_or_path="")
@@ -285,7 +284,7 @@ class Trainer:
             )
         return found
 
-    def _with_weights(self, found: str | Path) -> CausalLM:
+    def _with_weights(self, found: str | Path) -> Network:
         """The model with the weights of `_weights`."""
         self._prepare(self.run)
         if found or self.network is None:
@@ -344,9 +343,9 @@ def _all_of(*makers: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def _check(task: str, pet_method: str) -> None:
+def _check(task: str | None, pet_method: str) -> None:
     problems = []
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         problems.append(f"task: {task!r} is not trained; {suggest(task, TASKS)}")
     if pet_method:
         problems.append(f"pet_method: {pet_method!r} is not built yet; leave it out")
@@ -362,7 +361,7 @@ def _check_adapters(run: RunConfig) -> None:
         )
 
 
-def _run_of(model: str | Path | CausalLM | None) -> RunConfig:
+def _run_of(model: str | Path | Network | None) -> RunConfig:
     """The run that a model's name stands for; defaults where it has none."""
     if model is None:
         raise ConfigError("model: is missing; must be a name, a directory or a model; give one")

@@ -167,7 +167,7 @@ def test_a_report_before_anything_is_built(saved, monkeypatch):
     tensors["extra"] = np.zeros(3)
     shutil.rmtree(saved)
     io.save_native(saved, "gpt2", tiny.config(SPEC, **SMALL), Memory(tensors))
-    monkeypatch.setattr(auto_module, "_build", None)
+    monkeypatch.setattr(auto_module, "build", None)
     with pytest.raises(CheckpointError) as caught:
         AutoModel.from_pretrained(saved)
     missing, unknown = caught.value.problems

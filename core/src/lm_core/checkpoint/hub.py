@@ -64,17 +64,17 @@ class Source:
         """The layout of the weights."""
         return table_of(self.spec, self.layout)
 
-    def tensors(self, config: ModelConfig | None = None, absent: Collection[str] = ()) -> Mapped:
+    def tensors(self, config: ModelConfig | None = None, **lenient: Collection[str]) -> Mapped:
         """The weights under our own names, checked by their manifest if they have one.
 
         Args:
             config: the architecture to fit them to, if it is not `self.config`.
-            absent: names that may be missing.
+            lenient: `absent` and `spare`, names that may be missing or too many: `Table.load`.
 
         Raises:
             CheckpointError: there are none, they are damaged, or they do not fit.
         """
-        tensors = self.table.load(self.raw(), config or self.config, absent)
+        tensors = self.table.load(self.raw(), config or self.config, **lenient)
         tensors.metadata = {**tensors.metadata, **self.notes}
         return tensors
 
@@ -286,6 +286,7 @@ def _described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -
         raise CheckpointError(*(f"{where}: {problem}" for problem in error.problems)) from error
     if config is not None:
         _tell_differences(config, own, where)
+        config = config.named_like(own)
     elif not ours:
         own = own.copy(generation_defaults(path))
     layout = notes.pop("name")

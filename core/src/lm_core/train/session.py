@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,11 @@ from lm_core.config.load import dump_run
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
 from lm_core.data.pipeline import BatchIterator, RecordDataset
-from lm_core.errors import ConfigError, DataError
+from lm_core.errors import ConfigError
 from lm_core.log import get_logger
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
 from lm_core.train import state as states
-from lm_core.train.batch import causal_batch
 from lm_core.train.callbacks import (
     Callback,
     CheckpointMonitor,
@@ -25,28 +23,30 @@ from lm_core.train.callbacks import (
     MetricsFile,
     TensorBoard,
 )
-from lm_core.train.evaluation import Evaluator
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
+from lm_core.train.objective import objective
 from lm_core.train.state import METRICS, TrainState, read_counters
 from lm_core.train.step import TrainStep, trained_parameters
 
 if TYPE_CHECKING:
     from lm_core.config.data import DatasetConfig
     from lm_core.config.schema import RunConfig
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
+    from lm_core.train.evaluation import Evaluator
     from lm_core.train.schedule import Schedule
 
 log = get_logger(__name__)
 
 
-def open_records(section: DatasetConfig, which: str) -> RecordDataset:
-    """The records that `train_dataset` or `eval_dataset` names.
+def open_records(run: RunConfig, which: str) -> RecordDataset:
+    """The records that `train_dataset` or `eval_dataset` names, for the task of the run's model.
 
     Raises:
         ConfigError: it names none.
         DataError: they cannot be read.
     """
+    section: DatasetConfig = getattr(run, which)
     loader = section.data_loader
     if loader.type != "MindDataset":
         raise ConfigError(
@@ -58,7 +58,7 @@ def open_records(section: DatasetConfig, which: str) -> RecordDataset:
             f"{which}.data_loader.dataset_dir: is missing; must be a record file or a folder of "
             f"such; add --{which}_dir D"
         )
-    records = RecordDataset(loader.dataset_dir, section.input_columns)
+    records = objective(run.model.config).open(section)
     if loader.num_samples is not None:
         records = records.first(loader.num_samples)
     return records
@@ -110,7 +110,7 @@ def write_run(run: RunConfig, rank: int = 0) -> None:
 
 def build(
     run: RunConfig,
-    model: CausalLM,
+    model: Network,
     train: RecordDataset,
     evaluation: RecordDataset | None = None,
     *,
@@ -130,11 +130,11 @@ def build(
     Raises:
         ConfigError, DataError, CheckpointError: something does not fit.
     """
-    config = model.config
-    train.check_length(config.seq_length)
+    task = objective(model.config)
+    task.check(train, training=True)
     if run.recompute_config.recompute:
         model.recompute_layers()
-    data = _batches(run, train, config.vocab_size)
+    data = _batches(run, train)
     total = _total_steps(run, data.steps_per_epoch)
     schedule = schedules.from_config(
         run.lr_schedule, run.learning_rate, total, data.steps_per_epoch
@@ -155,26 +155,30 @@ def build(
     return TrainLoop(
         state,
         schedule,
-        Plan(total_steps=total, rows=rows, eval_steps=steps, eval_epochs=epochs),
-        partial(causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id),
+        Plan(total_steps=total, rows=rows, eval_steps=steps, eval_epochs=epochs, unit=task.unit),
+        task.prepare,
         _callbacks(run, resume),
         None if evaluation is None else evaluator(run, model, evaluation),
     )
 
 
-def evaluator(run: RunConfig, model: CausalLM, records: RecordDataset) -> Evaluator:
-    """Measures loss and perplexity on held-out records.
+def metric_name(run: RunConfig) -> str:
+    """What the scores of the run's task are called."""
+    return objective(run.model.config).metric
+
+
+def evaluator(run: RunConfig, model: Network, records: RecordDataset) -> Evaluator:
+    """Measures what the task is scored by on held-out records.
 
     Raises:
-        DataError: the records are longer than the model reads.
+        DataError: the records do not fit the model.
     """
-    records.check_length(model.config.seq_length, exact=False)
-    if records.row_length < 2:
-        raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
-    return Evaluator(model, records, run.runner_config.batch_size)
+    task = objective(model.config)
+    task.check(records, training=False)
+    return task.evaluator(model, records, run.runner_config.batch_size)
 
 
-def _batches(run: RunConfig, records: RecordDataset, vocab_size: int) -> BatchIterator:
+def _batches(run: RunConfig, records: RecordDataset) -> BatchIterator:
     """Batches of whole steps: all micro-batches of all ranks."""
     section, runner = run.train_dataset, run.runner_config
     ranks = run.model.config.parallel_config.data_parallel
@@ -185,7 +189,8 @@ def _batches(run: RunConfig, records: RecordDataset, vocab_size: int) -> BatchIt
         shuffle=section.data_loader.shuffle,
         drop_remainder=section.drop_remainder is not False,
         dp_size=ranks,
-        vocab_size=vocab_size,
+        vocab_size=run.model.config.vocab_size,
+        check=objective(run.model.config).batch_check(records),
     )
 
 
@@ -195,7 +200,7 @@ def _total_steps(run: RunConfig, steps_per_epoch: int) -> int:
     return whole if runner.max_steps is None else min(whole, runner.max_steps)
 
 
-def _step(run: RunConfig, model: CausalLM) -> TrainStep:
+def _step(run: RunConfig, model: Network) -> TrainStep:
     wrapper = run.runner_wrapper
     return TrainStep(
         model,
@@ -203,6 +208,7 @@ def _step(run: RunConfig, model: CausalLM) -> TrainStep:
         max_grad_norm=wrapper.max_grad_norm if wrapper.use_clip_grad else None,
         accumulation=run.runner_config.gradient_accumulation_steps,
         seed=run.seed,
+        one_target=model.config.is_classifier,
     )
 
 
