@@ -19,6 +19,7 @@ import pytest
 from lm_core import spec as registry
 from lm_core.checkpoint.layout import Memory
 from lm_core.testing import parity, tiny
+from lm_core.testing.classification import ClassifierContract
 from lm_core.testing.parity import TOLERANCES
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert")
 LAYOUTS = ("hf", "mindformers")
 
 
-class ModelContract:
+class ModelContract(ClassifierContract):
     """A subclass gives `spec`, and `goldens`: a directory whose folders are recorded cases."""
 
     spec: ClassVar[ModelSpec]

@@ -44,7 +44,7 @@ def open_records(run: RunConfig, which: str) -> RecordDataset:
 
     Raises:
         ConfigError: it names none.
-        DataError: they cannot be read.
+        DataError: they cannot be read, or do not fit the model.
     """
     section: DatasetConfig = getattr(run, which)
     loader = section.data_loader
@@ -58,9 +58,11 @@ def open_records(run: RunConfig, which: str) -> RecordDataset:
             f"{which}.data_loader.dataset_dir: is missing; must be a record file or a folder of "
             f"such; add --{which}_dir D"
         )
-    records = objective(run.model.config).open(section)
+    task = objective(run.model.config)
+    records = task.open(section)
     if loader.num_samples is not None:
         records = records.first(loader.num_samples)
+    task.check(records, training=which == "train_dataset")
     return records
 
 
@@ -131,7 +133,6 @@ def build(
         ConfigError, DataError, CheckpointError: something does not fit.
     """
     task = objective(model.config)
-    task.check(train, training=True)
     if run.recompute_config.recompute:
         model.recompute_layers()
     data = _batches(run, train)
@@ -168,14 +169,8 @@ def metric_name(run: RunConfig) -> str:
 
 
 def evaluator(run: RunConfig, model: Network, records: RecordDataset) -> Evaluator:
-    """Measures what the task is scored by on held-out records.
-
-    Raises:
-        DataError: the records do not fit the model.
-    """
-    task = objective(model.config)
-    task.check(records, training=False)
-    return task.evaluator(model, records, run.runner_config.batch_size)
+    """Measures what the task is scored by on held-out records."""
+    return objective(model.config).evaluator(model, records, run.runner_config.batch_size)
 
 
 def _batches(run: RunConfig, records: RecordDataset) -> BatchIterator:
