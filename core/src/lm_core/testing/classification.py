@@ -118,6 +118,8 @@ class ClassifierContract:
         from lm_core.auto import AutoModel
         from lm_core.errors import CheckpointError
 
+        if "tie_word_embeddings" not in self.spec.config_class.model_fields:
+            pytest.skip(f"{self.spec.name} has one kind of head")
         model = tiny.model(self.spec, tie_word_embeddings=tied)
         model.save_pretrained(tmp_path / "native")
         tiny.write_hf(model, self.spec, tmp_path / "hf")
