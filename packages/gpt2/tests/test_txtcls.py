@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import os
@@ -12,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm_core import AutoConfig, AutoModel, LmConfig, Trainer, pipeline
+from lm_core import AutoModel, LmConfig, Trainer
 from lm_core.cli import main
 from lm_core.config.load import dump_run
 from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.pipeline import RecordDataset
-from lm_core.errors import CheckpointError, ConfigError, DataError, GenerationError
+from lm_core.errors import CheckpointError, ConfigError, DataError
 from lm_core.testing import tiny
-from lm_core.tokenizer.bpe_train import train_bpe
 from lm_core.train.callbacks import Callback
 from lm_gpt2 import SPEC
-from lm_gpt2.tokenizer import Gpt2Tokenizer
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 ROWS, LENGTH, CLASSES = 19, 16, 3
@@ -56,7 +53,9 @@ def make(labelled, sizes, tmp_path):
     def build(output: str = "out", model: dict | None = None, **changes) -> Trainer:
         run = {
             "base": "gpt2_txtcls", "output_dir": str(tmp_path / output), "seed": 5,
-            "model": {"model_config": {**sizes, "num_labels": CLASSES, **(model or {})}},
+            "model": {"model_config": {
+                **sizes, "num_labels": CLASSES, "num_layers": 1, **(model or {})
+            }},
             "runner_config": {"epochs": 2, "batch_size": 4},
             "lr_schedule": {"type": "constant", "learning_rate": 0.01, "lr_end": 0.0},
             "train_dataset": {"data_loader": {"dataset_dir": str(labelled["train"])}},
@@ -79,6 +78,10 @@ def history(trainer: Trainer) -> list[dict]:
     path = Path(trainer.run.output_dir) / "log" / "rank_0" / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "records_per_second"} for line in lines]
+
+
+def body_of(sizes: dict) -> dict:
+    return {name: value for name, value in sizes.items() if name != "preset"} | {"num_layers": 1}
 
 
 class StopAfter(Callback):
@@ -104,7 +107,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_resumed_is_never_stopped(make, name):
     """Dropout on, in the middle of an epoch, over a last batch that is short."""
-    options = {**OPTIONS[name], "runner_config__epochs": 4 if name == "accumulation" else 2}
+    options = {**OPTIONS[name], "runner_config__epochs": 3 if name == "accumulation" else 2}
     whole = make("whole", **options)
     last = whole.train()
     stopped = make("parts", **options)
@@ -186,7 +189,7 @@ def test_evaluation_counts_every_row_once(make, labelled):
 
 def test_a_language_model_is_made_a_classifier(make, sizes, tmp_path, caplog):
     """Fine-tuning keeps its body and says that the head is new; nothing else invents one."""
-    body = tiny.model(SPEC, **{k: v for k, v in sizes.items() if k != "preset"})
+    body = tiny.model(SPEC, **body_of(sizes))
     tiny.write_hf(body, SPEC, tmp_path / "lm")
     trainer = make(lr_schedule__learning_rate=1e-12, load_checkpoint=str(tmp_path / "lm"))
     with pytest.raises(CheckpointError, match="lacks score.weight, it is a language model"):
@@ -224,7 +227,7 @@ def test_the_task_is_what_the_run_or_the_caller_says(make, sizes, tmp_path):
     )
     saved = make("x", runner_config__max_steps=1).train()
     assert Trainer(model=saved).run.model.config.is_classifier
-    body = tiny.model(SPEC, **{k: v for k, v in sizes.items() if k != "preset"})
+    body = tiny.model(SPEC, **body_of(sizes))
     body.save_pretrained(tmp_path / "lm")
     kept = Trainer(make("y").run, model=tmp_path / "lm").run.model.config
     assert kept.is_classifier and kept.num_labels == CLASSES
@@ -270,122 +273,21 @@ def test_records_that_do_not_fit(make, data, labelled, tmp_path, caplog):
     for name, (rows, message) in cases.items():
         path = write(tmp_path / f"{name}.mindrecord", *rows)
         with pytest.raises(DataError, match=message) as error:
-            make(train_dataset={"data_loader": {"dataset_dir": path, "shuffle": False}}).train()
+            make(runner_config__batch_size=8, train_dataset__data_loader__dataset_dir=path).train()
         assert len(error.value.problems) == 1
         with pytest.raises(DataError, match=message):
-            trainer = make(eval_dataset={"data_loader": {"dataset_dir": path}})
+            trainer = make(eval_dataset__data_loader__dataset_dir=path)
+            trainer.run.runner_config.batch_size = 8
             trainer.network = AutoModel.from_config(trainer.run.model.config)
             trainer.evaluate()
     with pytest.raises(DataError, match="has no column labels; text classification needs"):
         make(train_dataset={"data_loader": {"dataset_dir": str(data["train"])}}).train()
     few = write(tmp_path / "few.mindrecord", *[row(ids, 5, 1)] * 4)
     with caplog.at_level("WARNING", logger="lm_core"):
-        make(train_dataset={"data_loader": {"dataset_dir": few}}).train()
+        make(train_dataset__data_loader__dataset_dir=few, runner_config__max_steps=1).train()
     assert "has no record of class 0, 2; is num_labels 3 right?" in caplog.text
     with pytest.raises(DataError, match="records hold one label each; must be records of a lang"):
         make(trainer={"type": "text_generation"}, model__arch__type="GPT2LMHeadModel").train()
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    """A classifier with its vocabulary."""
-    folder = tmp_path_factory.mktemp("saved")
-    tokenizer = Gpt2Tokenizer(*train_bpe([tiny.text(20)], 280))
-    end = tokenizer.eos_token_id
-    model = tiny.model(
-        SPEC, task="text_classification", label_names=["negative", "positive"], seq_length=40,
-        vocab_size=tokenizer.vocab_size, eos_token_id=end, bos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
-    model.save_pretrained(folder, tokenizer=tokenizer)
-    return folder
-
-
-TEXTS = ["the red fox", "", "our teacher counts three stones and never finds the train", "a"]
-
-
-def test_the_pipeline_says_what_each_text_gives_alone(saved):
-    classify = pipeline("text_classification", model=str(saved))
-    found = classify(TEXTS, top_k=2, batch_size=3)
-    for text, answer in zip(TEXTS, found, strict=True):
-        ids = classify.tokenizer.encode(text) or [classify.tokenizer.eos_token_id]
-        logits = classify.model.classify([ids])[0].astype(np.float64)
-        odds = np.exp(logits) / np.exp(logits).sum()
-        assert {item["label"]: item["score"] for item in answer} == pytest.approx(
-            {"negative": odds[0], "positive": odds[1]}, abs=1e-5
-        )
-        assert answer[0]["score"] >= answer[1]["score"]
-        (alone,) = classify(text)
-        assert alone["label"] == answer[0]["label"]
-        assert alone["score"] == pytest.approx(answer[0]["score"], abs=1e-5)
-    assert len({answer[0]["score"] for answer in found}) == len(TEXTS)
-    assert Trainer(model=saved).predict(TEXTS[:1]) == classify(TEXTS[:1])
-    assert classify([]) == []
-
-
-def test_texts_that_are_too_long(saved):
-    classify = pipeline("text_classification", model=str(saved))
-    text = "the red fox sees three stones " * 10
-    with pytest.raises(GenerationError, match=r"inputs\[1\]: has \d+ tokens; must have at most 40"):
-        classify(["a", text])
-    start = classify.tokenizer.decode(classify.tokenizer.encode(text)[:40])
-    assert classify(text, truncation=True)[0]["score"] == pytest.approx(classify(start)[0]["score"])
-
-
-def test_a_pipeline_of_another_task(saved, tmp_path):
-    with pytest.raises(GenerationError, match="is one for text_classification; must be one for te"):
-        pipeline("text_generation", model=str(saved))
-    model = AutoModel.from_config(AutoConfig.from_pretrained("gpt2_tiny", hidden_size=8))
-    with pytest.raises(GenerationError, match="is one for text_generation"):
-        pipeline("text_classification", model=model, tokenizer=str(saved))
-    classify = pipeline("text_classification", model=str(saved))
-    with pytest.raises(GenerationError, match="top_k: 0; must be at least 1"):
-        classify("a", top_k=0)
-    with pytest.raises(GenerationError, match="truncation: 'left'"):
-        classify("a", truncation="left")
-
-
-def test_predict_prints_a_line_for_each_text(saved, capsys):
-    words = ["predict", "gpt2", "--load_checkpoint", str(saved), "--predict_data", "a", "the fox"]
-    assert main(words) == 0
-    lines = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [[item] for item in pipeline("text_classification", str(saved))(words[-2:])]
-    assert main([*words, "--top_k", "2"]) == 0
-    lines = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
-    assert [len(line) for line in lines] == [2, 2]
-    assert main([*words, "--num_beams", "2", "--stream"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert [line.partition(" is for")[0] for line in errors if "error" in line] == [
-        "error: num_beams:", "error: stream:",
-    ]  # fmt: skip
-
-
-def test_every_layout_by_command(saved, tmp_path, capsys):
-    """native -> hf -> mindformers -> native: the same answers, the names of the classes too."""
-    folders = [saved, *(tmp_path / name for name in ("hf", "mindformers", "native"))]
-    for source, target in zip(folders, folders[1:], strict=False):
-        words = ["--input", str(source), "--output", str(target), "--format", target.name]
-        assert main(["convert", "gpt2", *words]) == 0
-    written = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert written["architectures"] == ["GPT2ForSequenceClassification"]
-    assert written["id2label"] == {"0": "negative", "1": "positive"}
-    assert written["pad_token_id"] == written["eos_token_id"]
-    answers = [pipeline("text_classification", model=str(folder))(TEXTS) for folder in folders]
-    assert answers[1:] == answers[:1] * 3
-
-
-def test_a_published_config_says_its_classes():
-    values = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]}
-    read = SPEC.config_class.from_hf
-    assert read(values).num_labels == 2
-    assert read({**values, "num_labels": 5}).num_labels == 5
-    named = read({**values, "id2label": {"1": "b", "0": "a", "2": "c"}})
-    assert (named.num_labels, named.label_names) == (3, ["a", "b", "c"])
-    plain = {"id2label": {str(k): f"LABEL_{k}" for k in range(11)}}
-    assert read({**values, **plain}).label_names is None
-    assert read({**values, **plain}).num_labels == 11
-    assert not read({"model_type": "gpt2", "id2label": {"0": "a"}}).is_classifier
-    with pytest.raises(ConfigError, match="id2label: is .*; must be"):
-        read({**values, "id2label": {"a": 0}})
 
 
 @pytest.mark.slow
@@ -407,7 +309,7 @@ def test_it_learns_the_sentiment_of_reviews(tmp_path):
                 "preset": "gpt2_tiny", "hidden_size": 32, "num_layers": 1, "num_heads": 2,
                 "seq_length": 32, "attention_dropout_rate": 0.0,
             }},
-            "runner_config": {"batch_size": 64, "max_steps": 500},
+            "runner_config": {"batch_size": 64, "max_steps": 300},
             "lr_schedule": {"learning_rate": 5e-3, "lr_end": 5e-4, "warmup_steps": 20},
             "optimizer": {"weight_decay": 0.01},
         },
@@ -417,6 +319,6 @@ def test_it_learns_the_sentiment_of_reviews(tmp_path):
     )  # fmt: skip
     trainer.train()
     found = trainer.evaluate()["Accuracy"]
-    assert found["accuracy"] > 0.72 and found["loss"] < math.log(2) - 0.1
+    assert found["accuracy"] > 0.7 and found["loss"] < math.log(2) - 0.1
     texts = ["a wonderful , moving film", "a dull and stupid mess"]
     assert [item["label"] for item in trainer.predict(texts)] == ["LABEL_1", "LABEL_0"]
