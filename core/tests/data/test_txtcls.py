@@ -88,8 +88,8 @@ def test_quoted_cells_hold_commas_quotes_and_lines(convert):
 
 
 def test_other_line_ends_of_unicode_are_text(convert):
-    texts, _, _ = convert("sst_2", "the\u2028cook\x85 a\x0cb\t1\n")
-    assert texts == [("the\u2028cook\x85 a\x0cb", 1)]
+    texts, _, _ = convert("sst_2", "the\u2028cook\x85 a\x0cb\rc\t1\r\n")
+    assert texts == [("the\u2028cook\x85 a\x0cb\rc", 1)]
 
 
 def test_nothing_goes_in_silence(convert):

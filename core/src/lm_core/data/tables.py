@@ -30,9 +30,10 @@ def read_table(file: Path, counts: Counts) -> Iterator[TableRow]:
     Raises:
         DataError: the file cannot be read, or a quote in it does not close.
     """
-    # A line ends where the format says so, not at every character that Unicode ends lines with.
-    with open_text(file, newline="") as handle:
-        rows = _quoted(file, handle) if file.suffix.lower() == ".csv" else _split(handle)
+    quoted = file.suffix.lower() == ".csv"
+    # Lines end where the format says so: a carriage return inside a text is text.
+    with open_text(file, newline="" if quoted else "\n") as handle:
+        rows = _quoted(file, handle) if quoted else _split(handle)
         for cells, line in rows:
             if not any(cell.strip() for cell in cells):
                 counts["blank lines left out"] += 1

@@ -16,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def checkpoint_of(case: Path, weight_file: str, directory: Path) -> Path:
 
 
 def gradients(
-    built: CausalLM, input_ids: np.ndarray, labels: np.ndarray
+    built: Network, input_ids: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean loss and its gradient for every parameter, by our names. Labels are like input_ids."""
     import mindspore as ms

@@ -54,8 +54,9 @@ class NextToken:
         if records.row_length < 2:
             raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
 
-    def batch_check(self, records: RecordDataset) -> None:
-        """Nothing beyond the ids is checked in each batch."""
+    def batch_check(self, records: RecordDataset) -> Callable[[Columns, np.ndarray], None] | None:
+        """None: nothing beyond the ids is checked in each batch."""
+        return None
 
     @property
     def prepare(self) -> Callable[[Columns], MicroBatch]:
