@@ -84,6 +84,7 @@ def test_quoted_cells_hold_commas_quotes_and_lines(convert):
     content = '"3","the ""old"" cook","a, b\nc"\n"4","\\water","it"\n'
     texts, _, counts = convert("ag_news", content, suffix=".csv")
     assert texts == [('the "old" cook. a, b\nc', 2), ("\\water. it", 3)]
+    assert convert("ag_news", "1,,the cook\n1,,\n", suffix=".csv")[0] == [("the cook", 0), (END, 0)]
     assert [counts[f"class {k} ({n})"] for k, n in enumerate(("World", "Sports"))] == [0, 0]
 
 

@@ -181,7 +181,7 @@ def _examples(
                 f"line; mend the line"
             )
         label = _label(where, row.cells[layout.label], data, first)
-        text = ". ".join(row.cells[k].strip() for k in layout.texts)
+        text = ". ".join(filter(None, (row.cells[k].strip() for k in layout.texts)))
         if not text:
             counts["empty texts, written as the end-of-text token"] += 1
         yield text, label, row.size
