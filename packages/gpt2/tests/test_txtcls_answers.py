@@ -8,14 +8,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from lm_core import AutoConfig, AutoModel, Trainer, pipeline
 from lm_core.cli import main
 from lm_core.errors import ConfigError, GenerationError
 from lm_core.testing import tiny
+from lm_core.testing.classification import class_gradients
+from lm_core.testing.parity import TOLERANCES
 from lm_core.tokenizer.bpe_train import train_bpe
 from lm_gpt2 import SPEC
 from lm_gpt2.tokenizer import Gpt2Tokenizer
+
+
+@pytest.mark.parity
+def test_equals_the_recorded_reference():
+    """Logits, loss and gradients of the original implementation, from the files that it wrote."""
+    case = Path(__file__).parent / "goldens_txtcls"
+    model = AutoModel.from_pretrained(case)
+    assert model.config.label_names == ["p", "q", "r"]
+    with np.load(case / "golden.npz", allow_pickle=False) as golden:
+        ids, mask = golden["input_ids"], golden["attention_mask"]
+        logits = model(Tensor(ids), Tensor(mask)).asnumpy()
+        np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=TOLERANCES.logits)
+        loss, found = class_gradients(model, ids, mask, golden["labels"])
+        assert loss == pytest.approx(float(golden["loss"]), abs=TOLERANCES.loss)
+        expected = {"score": golden["grad_score"].T, "position_embedding": golden["grad_wpe"]}
+        for name, theirs in expected.items():
+            np.testing.assert_allclose(found[f"{name}.weight"], theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

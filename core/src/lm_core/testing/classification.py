@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm_core.checkpoint.layout import Memory, stream
-from lm_core.testing import tiny
+from lm_core.testing import parity, tiny
 
 if TYPE_CHECKING:
     from lm_core.nn.classifier import SequenceClassifier
@@ -73,20 +73,13 @@ class ClassifierContract:
 
     def test_every_parameter_of_a_classifier_learns(self, classifier: SequenceClassifier) -> None:
         """Its names and shapes are those of the tables, and the loss depends on each."""
-        from lm_core.testing import parity
-
         shapes = self.spec.tables["hf"].shapes(classifier.config)
         actual = {name: tuple(p.shape) for name, p in classifier.named_parameters().items()}
         assert {name: tuple(shape) for name, shape in shapes.items()} == actual
         count = sum(int(np.prod(shape)) for shape in actual.values())
         assert classifier.config.parameter_count() == count
-        ids, mask, lengths = _texts(classifier)
-        labels = np.full(ids.shape, -100, np.int32)
-        labels[np.arange(len(ids)), lengths - 1] = 1
-        # `parity.gradients` shifts labels by one, as a language model's are.
-        ids = np.concatenate((ids, ids[:, :1]), axis=1)
-        labels = np.concatenate((np.full((len(ids), 1), -100, np.int32), labels), axis=1)
-        _, found = parity.gradients(classifier, ids, labels)
+        ids, mask, _ = _texts(classifier)
+        _, found = class_gradients(classifier, ids, mask, np.array([1, 1, 2]))
         assert all(np.abs(gradient).max() > 0 for gradient in found.values())
 
     @pytest.mark.parametrize("layout", ["native", "hf", "mindformers"])
@@ -135,6 +128,20 @@ class ClassifierContract:
             again = AutoModel.from_pretrained(tmp_path / name, **asked, new_head=True, seed=4)
             assert np.array_equal(tiny.weights(again)["score.weight"], ours["score.weight"])
             assert ours["score.weight"].std() > 0.005
+
+
+def class_gradients(
+    classifier: SequenceClassifier, ids: np.ndarray, mask: np.ndarray, classes: np.ndarray
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean loss over rows and its gradient for every parameter, by our names."""
+    from lm_core.train.batch import class_batch
+
+    columns = {"input_ids": ids, "attention_mask": mask, "labels": classes.reshape(-1, 1)}
+    inputs, labels = class_batch(columns)
+    # A column more at either side: `parity.gradients` shifts as for a language model.
+    return parity.gradients(
+        classifier, np.pad(inputs, ((0, 0), (0, 1))), np.pad(labels, ((0, 0), (1, 0)))
+    )
 
 
 def _texts(classifier: SequenceClassifier) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
