@@ -25,7 +25,7 @@ RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}
 LATE_BINDING = {
     # Methods that users expect on the model object; each is one line that hands over.
     ("lm_core.nn.decoder", "lm_core.generation.generate"),
-    ("lm_core.nn.decoder", "lm_core.auto"),
+    ("lm_core.nn.network", "lm_core.auto"),
 }
 """Upward imports inside a function. Each needs a reason that a reviewer accepts."""
 

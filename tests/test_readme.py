@@ -27,6 +27,8 @@ SMALLER = [
     (r"--config gpt2(?= )", "--config tiny.yaml"),
     (r"--max_length 1025", "--max_length 33"),
     (r"--max_length 129", "--max_length 33"),
+    (r"--config gpt2_txtcls(?= )", "--config tiny_txtcls.yaml"),
+    (r"--max_length 64", "--max_length 32"),
     (r"--max_steps (200|50)", "--max_steps 2"),
     (r"\[50256\]", "[399]"),
 ]
@@ -77,6 +79,8 @@ def write_checkpoint(folder: Path) -> None:
         "base": "gpt2_tiny", "model": {"model_config": config}, "runner_config": {"max_steps": 2}
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(run))
+    run["base"] = "gpt2_txtcls"
+    (folder / "tiny_txtcls.yaml").write_text(yaml.safe_dump(run))
 
 
 @pytest.mark.slow
@@ -103,6 +107,10 @@ def test_the_model_card_of_gpt2(folder):
     write_checkpoint(folder)
     for name in ("train", "valid"):
         (folder / f"wiki.{name}.tokens").write_text(tiny.text(200, seed=len(name)))
+    (folder / "SST-2").mkdir()
+    for name in ("train", "dev"):
+        lines = [f"{text}\t{k % 2}" for k, text in enumerate(tiny.text(20).splitlines())]
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]))
     (folder / "books").mkdir()
     (folder / "books" / "one.txt").write_text(tiny.text(50))
     run_all(ROOT / "packages/gpt2/README.md", folder)

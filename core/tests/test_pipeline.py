@@ -145,7 +145,11 @@ def test_a_wrong_setting_is_found_before_anything_is_loaded(auto):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "text_classification"}, "task: 'text_classification' has no pipeline"),
+        (
+            {"task": "text_clasification"},
+            "task: 'text_clasification' has no pipeline.*did you mean",
+        ),
+        ({"task": "text_classification"}, "model: is missing"),
         ({"task": "text_generation"}, "model: is missing"),
         ({"task": "text_generation", "model": Echo()}, "tokenizer: is missing"),
     ],

@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 from lm_core import spec as registry
 from lm_core.checkpoint import hub, io
 from lm_core.config.model import ModelConfig
-from lm_core.errors import TokenizerError
-from lm_core.log import notice_once
+from lm_core.errors import CheckpointError, TokenizerError
+from lm_core.log import get_logger, notice_once
 
 if TYPE_CHECKING:
+    from lm_core.checkpoint.io import Joined
+    from lm_core.checkpoint.layout.table import Mapped
     from lm_core.checkpoint.source import Source
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
     from lm_core.parallel.context import ParallelContext
     from lm_core.tokenizer.base import Tokenizer
+
+HEAD_OF_CLASSES = ("score.weight",)
+HEAD_OF_TOKENS = ("head.weight",)
+"""As the heads are named in all packages."""
 
 
 class AutoConfig:
@@ -58,9 +64,10 @@ class AutoModel:
         *,
         adapter: str | Path | None = None,
         context: ParallelContext | None = None,
+        new_head: bool = False,
         seed: int = 0,
         **changes: Any,
-    ) -> CausalLM:
+    ) -> Any:
         """The model with the weights of a directory, a weights file, a run's output or a hub id.
 
         A preset name is a size without weights: they are downloaded if huggingface_hub is
@@ -71,9 +78,15 @@ class AutoModel:
             adapter: a folder or file with an adapter to put on it. One that lies beside the weights
                 is found by itself.
             context: the place of this process; a single one if None.
-            seed: of a new adapter, where the configuration has one and the weights have none.
+            new_head: a classifier (`task="text_classification", num_labels=2`) may be made of the
+                weights of a language model; its head is random then, which is said.
+            seed: of such a head, and of a new adapter where the configuration has one and the
+                weights have none.
             **changes: fields of the configuration to change (`seq_length=512`, `config=` replaces
                 all).
+
+        Returns:
+            a `CausalLM`, or for text classification a `SequenceClassifier`.
 
         Raises:
             CheckpointError: no weights, damaged ones, or ones that do not fit: all names in one
@@ -85,9 +98,16 @@ class AutoModel:
         source = hub.weights(name_or_path, source)
         config = source.config.copy(changes)
         config.checkpoint_name_or_path = str(source.path)
-        tensors = source.tensors(config)
+        tensors = _tensors(source, config, HEAD_OF_CLASSES if new_head else ())
         model = empty_model(config, context=context, seed=seed)
         io.assign(model.named_parameters(), tensors)
+        missing = set(HEAD_OF_CLASSES) & model.named_parameters().keys() - tensors.specs.keys()
+        if missing:
+            get_logger(__name__).warning(
+                "%s: %s is new and random (seed %d); train it before it is used",
+                source.path, ", ".join(missing), seed,
+            )  # fmt: skip
+            model.initialize(seed, missing)
         return _with_adapter(model, adapter or source.adapter)
 
     @staticmethod
@@ -97,7 +117,7 @@ class AutoModel:
         context: ParallelContext | None = None,
         seed: int = 0,
         **changes: Any,
-    ) -> CausalLM:
+    ) -> Any:
         """The model that a configuration describes.
 
         It has the weights that `checkpoint_name_or_path` names; where that is empty they are
@@ -154,7 +174,7 @@ class AutoTokenizer:
         raise TokenizerError(*problems or [f"{directory}: no installed package reads it"])
 
 
-def load_weights(model: CausalLM, name_or_path: str | Path, absent: Collection[str] = ()) -> Source:
+def load_weights(model: Network, name_or_path: str | Path, absent: Collection[str] = ()) -> Source:
     """Puts the weights that `name_or_path` names into a model.
 
     Args:
@@ -171,13 +191,13 @@ def load_weights(model: CausalLM, name_or_path: str | Path, absent: Collection[s
     spec = hub.family_of(model.config)
     source = hub.resolve(name_or_path, spec=spec, config=model.config)
     source = hub.weights(name_or_path, source)
-    io.assign(model.named_parameters(), source.tensors(model.config, absent))
+    io.assign(model.named_parameters(), _tensors(source, model.config, absent))
     _with_adapter(model, source.adapter)
     return source
 
 
 def save_pretrained(
-    model: CausalLM,
+    model: Network,
     directory: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -218,13 +238,14 @@ def save_pretrained(
 
 def empty_model(
     config: ModelConfig, *, context: ParallelContext | None = None, seed: int = 0
-) -> CausalLM:
+) -> Network:
     """The network with zeros for weights, and a new adapter if `pet_config` says so."""
+    from lm_core.nn.classifier import with_head
     from lm_core.nn.init import no_initial_values
     from lm_core.parallel.context import ParallelContext
 
     with no_initial_values():
-        model = hub.family_of(config).build(config, context or ParallelContext.local())
+        model = with_head(hub.family_of(config).build(config, context or ParallelContext.local()))
     if config.pet_config is not None:
         from lm_core.peft.lora import attach
 
@@ -232,12 +253,31 @@ def empty_model(
     return model
 
 
-def _with_adapter(model: CausalLM, adapter: str | Path | None) -> CausalLM:
+def _with_adapter(model: Network, adapter: str | Path | None) -> Network:
     if not adapter:
         return model
     from lm_core.peft.lora import get_pet_model
 
     return get_pet_model(model, adapter)
+
+
+def _tensors(source: Source, config: ModelConfig, absent: Collection[str]) -> Mapped | Joined:
+    """The weights of a source; those of a classifier may come from a language model but the head.
+
+    Raises:
+        CheckpointError: as `Source.tensors`; a classifier's head is missing and must not be.
+    """
+    if not config.is_classifier:
+        return source.tensors(config, absent=absent)
+    tensors = source.tensors(config, absent=[*absent, *HEAD_OF_CLASSES], spare=HEAD_OF_TOKENS)
+    lacking = [name for name in HEAD_OF_CLASSES if name not in {*tensors.specs, *absent}]
+    if lacking:
+        raise CheckpointError(
+            f"{source.path}: lacks {', '.join(lacking)}, it is a language model; must be a "
+            f"classifier here; finetune makes one of it (AutoModel.from_pretrained(..., "
+            f"new_head=True) gives it a random head)"
+        )
+    return tensors
 
 
 def _generation_json(settings: Any) -> str:

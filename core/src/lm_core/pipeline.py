@@ -1,4 +1,4 @@
-"""Text in, text out: a model and its tokenizer in one callable."""
+"""Text in, text or classes out: a model and its tokenizer in one callable."""
 
 from __future__ import annotations
 
@@ -8,33 +8,37 @@ from typing import Any
 import numpy as np
 
 from lm_core.config.section import suggest
+from lm_core.data.txtcls import class_ids
 from lm_core.errors import GenerationError
 from lm_core.generation.config import GenerationConfig
+from lm_core.generation.prompts import read_prompts
 
 BATCH_SIZE = 8
 """Prompts computed at once; changes the speed only."""
-TASKS = ("text_generation",)
 
 
-def pipeline(
-    task: str, model: Any = None, tokenizer: Any = None, **defaults: Any
-) -> TextGenerationPipeline:
+def pipeline(task: str, model: Any = None, tokenizer: Any = None, **defaults: Any) -> Any:
     """`pipeline("text_generation", model="gpt2", max_length=20)(text)`.
 
     Args:
-        task: "text_generation".
-        model: see TextGenerationPipeline.
-        tokenizer: see TextGenerationPipeline.
-        defaults: see TextGenerationPipeline.
+        task: "text_generation" or "text_classification".
+        model: see TextGenerationPipeline and TextClassificationPipeline.
+        tokenizer: see there.
+        defaults: see there.
 
     Raises:
-        GenerationError: another task, or what TextGenerationPipeline raises.
+        GenerationError: another task, or what the pipeline raises.
     """
-    if task not in TASKS:
+    kinds = {
+        "text_generation": TextGenerationPipeline,
+        "text_classification": TextClassificationPipeline,
+    }
+    if task not in kinds:
         raise GenerationError(
-            f"task: {task!r} has no pipeline; must be text_generation; {suggest(str(task), TASKS)}"
+            f"task: {task!r} has no pipeline; must be one of {', '.join(kinds)}; "
+            f"{suggest(str(task), kinds)}"
         )
-    return TextGenerationPipeline(model, tokenizer, **defaults)
+    return kinds[task](model, tokenizer, **defaults)
 
 
 class TextGenerationPipeline:
@@ -66,7 +70,7 @@ class TextGenerationPipeline:
         if tokenizer is None:
             tokenizer = _tokenizer_beside(model)
         self.tokenizer = _loaded(tokenizer, "AutoTokenizer")
-        self.model = _loaded(getattr(model, "predict_network", model), "AutoModel")
+        self.model = _network(model, "text_generation")
         self.batch_size, self.add_special_tokens = batch_size, add_special_tokens
         self.defaults = defaults
 
@@ -94,11 +98,7 @@ class TextGenerationPipeline:
         Raises:
             GenerationError: settings or prompts that cannot be.
         """
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        wrong = [number for number, text in enumerate(texts) if not isinstance(text, str)]
-        if wrong:
-            kind = type(texts[wrong[0]]).__name__
-            raise GenerationError(f"inputs[{wrong[0]}]: is {kind}; must be text; decode it first")
+        texts = _texts(inputs)
         add = self.add_special_tokens if add_special_tokens is None else add_special_tokens
         rows = self.continue_ids(
             self.tokenizer(texts, add_special_tokens=add)["input_ids"] if texts else [],
@@ -132,6 +132,113 @@ class TextGenerationPipeline:
     def decode(self, row: np.ndarray) -> str:
         """The text of a row of ids, without special tokens."""
         return self.tokenizer.decode(row, skip_special_tokens=True)
+
+
+class TextClassificationPipeline:
+    """Says the classes of texts.
+
+    Args:
+        model: a directory or name for `AutoModel.from_pretrained`, or a classifier.
+        tokenizer: a tokenizer, or a directory or name for `AutoTokenizer.from_pretrained`; None for
+            the one beside the model's checkpoint.
+        batch_size: texts computed at once; changes the speed only.
+        truncation: True or "right" reads the beginning of a text that is too long; False reports
+            it.
+        top_k: how many classes to name; None: the most likely one, without a list around it.
+
+    Raises:
+        GenerationError: no model, one that is no classifier, no tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+        truncation: bool | str = False,
+        top_k: int | None = None,
+    ) -> None:
+        if tokenizer is None:
+            tokenizer = _tokenizer_beside(model)
+        self.tokenizer = _loaded(tokenizer, "AutoTokenizer")
+        self.model = _network(model, "text_classification")
+        self.batch_size, self.truncation, self.top_k = batch_size, truncation, top_k
+
+    def __call__(
+        self,
+        inputs: str | list[str],
+        *,
+        batch_size: int | None = None,
+        truncation: bool | str | None = None,
+        top_k: int | None = None,
+    ) -> list[Any]:
+        """Classifies one text or several; the arguments replace the pipeline's.
+
+        Returns:
+            `{"label": name, "score": probability}` per text; with `top_k` a list of so many, the
+            likeliest first.
+
+        Raises:
+            GenerationError: no text, one that is too long, a setting that cannot be.
+        """
+        cut = self.truncation if truncation is None else truncation
+        top = self.top_k if top_k is None else top_k
+        if cut not in (True, False, "right"):
+            raise GenerationError(f"truncation: {cut!r}; must be right or False; change it")
+        if top is not None and top < 1:
+            raise GenerationError(f"top_k: {top}; must be at least 1 or None; change it")
+        rows = self._fitting(_texts(inputs), bool(cut))
+        if not rows:
+            return []
+        logits = self.model.classify(rows, batch_size or self.batch_size).astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = odds / odds.sum(axis=1, keepdims=True)
+        ranked = [self._ranked(row) for row in scores]
+        return [row[0] for row in ranked] if top is None else [row[:top] for row in ranked]
+
+    def _fitting(self, texts: list[str], cut: bool) -> list[list[int]]:
+        """The encoded texts, as preprocessing encodes them."""
+        config = self.model.config
+        rows = [class_ids(self.tokenizer, text) for text in texts]
+        if rows:
+            read_prompts(rows, None, vocab_size=config.vocab_size, bos=None, pad=None)
+        limit = config.seq_length
+        problems = [
+            f"inputs[{number}]: has {len(row)} tokens; must have at most {limit}, seq_length; "
+            f"shorten it, or read its beginning with truncation right"
+            for number, row in enumerate(rows)
+            if len(row) > limit and not cut
+        ]
+        if problems:
+            raise GenerationError(*problems)
+        return [row[:limit] for row in rows]
+
+    def _ranked(self, scores: np.ndarray) -> list[dict[str, Any]]:
+        names = self.model.config.class_names
+        order = np.argsort(-scores, kind="stable")
+        return [{"label": names[k], "score": float(scores[k])} for k in order]
+
+
+def _texts(inputs: str | list[str]) -> list[str]:
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    wrong = [number for number, text in enumerate(texts) if not isinstance(text, str)]
+    if wrong:
+        kind = type(texts[wrong[0]]).__name__
+        raise GenerationError(f"inputs[{wrong[0]}]: is {kind}; must be text; decode it first")
+    return texts
+
+
+def _network(source: Any, task: str) -> Any:
+    """The model, which must be one for the task."""
+    model = _loaded(getattr(source, "predict_network", source), "AutoModel")
+    own = getattr(getattr(model, "config", None), "task", task)
+    if own != task:
+        raise GenerationError(
+            f"model: is one for {own}; must be one for {task}; give another, or use "
+            f"pipeline({own!r})"
+        )
+    return model
 
 
 def _loaded(source: Any, loader: str) -> Any:

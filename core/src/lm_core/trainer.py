@@ -16,18 +16,17 @@ from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.config.model import LoraConfig
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
+from lm_core.config.task import TASKS, set_task, with_head_of
 from lm_core.errors import CheckpointError, ConfigError, LmError
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
-from lm_core.pipeline import TextGenerationPipeline
+from lm_core.pipeline import pipeline
 
 if TYPE_CHECKING:
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
     from lm_core.tokenizer.base import Tokenizer
     from lm_core.train.callbacks import Callback
     from lm_core.train.loop import TrainLoop
-
-TASKS = ("text_generation",)
 
 log = get_logger(__name__)
 
@@ -41,7 +40,7 @@ class Trainer:
     Args:
         args: the run: a RunConfig, a YAML file, the name of a packaged run, or a mapping with the
             same keys. None: the run that `model` names, or defaults.
-        task: "text_generation".
+        task: "text_generation" or "text_classification"; None: what the run or the model says.
         model: the name of a preset or run, a directory with weights, or a model; None where `args`
             says it.
         train_dataset: record file, or folder of such, instead of the run's.
@@ -64,8 +63,8 @@ class Trainer:
         self,
         args: RunConfig | str | Path | Mapping[str, Any] | None = None,
         *,
-        task: str = "text_generation",
-        model: str | Path | CausalLM | None = None,
+        task: str | None = None,
+        model: str | Path | Network | None = None,
         train_dataset: str | Path | None = None,
         eval_dataset: str | Path | None = None,
         tokenizer: Tokenizer | str | Path | None = None,
@@ -73,8 +72,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         _check(task, pet_method)
-        self.network: CausalLM | None = None
+        self.network: Network | None = None
         self.run = self._read(args, model, pet_method)
+        set_task(self.run, task, fixed=args is not None or self.network is not None)
         for section, path in (
             (self.run.train_dataset, train_dataset),
             (self.run.eval_dataset, eval_dataset),
@@ -135,8 +135,9 @@ class Trainer:
             eval_dataset: record file or folder, instead of the run's.
 
         Returns:
-            `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, every token counting
-            once, so the batch size does not matter.
+            `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, or of a classifier
+            `{"Accuracy": {"loss": nats per record, "accuracy": share}}`; every token (record)
+            counts once, so the batch size does not matter.
 
         Raises:
             LmError: no weights, no records, or ones that do not fit the model.
@@ -147,10 +148,10 @@ class Trainer:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
         found, records = _all_of(
             lambda: self._weights(eval_checkpoint),
-            lambda: session.open_records(self.run.eval_dataset, "eval_dataset"),
+            lambda: session.open_records(self.run, "eval_dataset"),
         )
         model = self._with_weights(found)
-        return {"PerplexityMetric": session.evaluator(self.run, model, records)()}
+        return {session.metric_name(self.run): session.evaluator(self.run, model, records)()}
 
     def predict(
         self,
@@ -159,26 +160,27 @@ class Trainer:
         *,
         batch_size: int | None = None,
         **generation: Any,
-    ) -> list[dict[str, list[str]]]:
-        """Continues texts: `[{"text_generation_text": [text]}]`.
+    ) -> list[Any]:
+        """Continues texts, `[{"text_generation_text": [text]}]`, or says their classes.
 
         Args:
             input_data: a text or several.
             predict_checkpoint: weights; else those in memory, else those that the run names.
             batch_size: prompts computed at once.
-            generation: settings of GenerationConfig (`do_sample=False, max_length=20`).
+            generation: settings of GenerationConfig (`do_sample=False, max_length=20`), or of
+                TextClassificationPipeline.
 
         Raises:
             LmError: no weights, no tokenizer, or settings that cannot be.
         """
         model = self._with_weights(self._weights(predict_checkpoint))
-        generator = TextGenerationPipeline(model, self._tokenizer())
-        return generator(input_data, batch_size=batch_size, **generation)
+        answer = pipeline(self.run.model.config.task, model, self._tokenizer())
+        return answer(input_data, batch_size=batch_size, **generation)
 
     def _read(
         self,
         args: RunConfig | str | Path | Mapping[str, Any] | None,
-        model: str | Path | CausalLM | None,
+        model: str | Path | Network | None,
         pet_method: str,
     ) -> RunConfig:
         if isinstance(args, RunConfig):
@@ -189,7 +191,8 @@ class Trainer:
             self.network = model
             run.model.config = model.config.copy()
         elif model is not None and Path(model).exists():
-            run.model.config = AutoConfig.from_pretrained(model)
+            own = AutoConfig.from_pretrained(model)
+            run.model.config = own if args is None else with_head_of(own, run.model.config)
             run.load_checkpoint = run.load_checkpoint or str(model)
         elif model is not None and args is not None:
             run.model.config = AutoConfig.from_pretrained(model)
@@ -229,8 +232,8 @@ class Trainer:
 
         self._prepare(run)
         train, evaluation, resume, _ = _all_of(
-            lambda: session.open_records(run.train_dataset, "train_dataset"),
-            lambda: session.open_records(run.eval_dataset, "eval_dataset") if run.do_eval else None,
+            lambda: session.open_records(run, "train_dataset"),
+            lambda: session.open_records(run, "eval_dataset") if run.do_eval else None,
             lambda: state.find(run.resume_training, session.checkpoint_folder(run)),
             lambda: self._check_start(run, start, from_random),
         )
@@ -266,7 +269,7 @@ class Trainer:
                 "weights on purpose"
             )
 
-    def _start(self, run: RunConfig, start: str, resume: Path | None) -> CausalLM:
+    def _start(self, run: RunConfig, start: str, resume: Path | None) -> Network:
         """The model with the weights that training starts from."""
         config, adapter = run.model.config, run.load_adapter or None
         if resume is not None and self.network is None:
@@ -275,7 +278,9 @@ class Trainer:
             base = run.load_checkpoint or adapters.base_of(resume)
             return AutoModel.from_pretrained(base, config=config)
         if start and resume is None:
-            return AutoModel.from_pretrained(start, config=config, adapter=adapter, seed=run.seed)
+            return AutoModel.from_pretrained(
+                start, config=config, adapter=adapter, new_head=True, seed=run.seed
+            )
         if self.network is None:
             fresh = config.copy(checkpoint_name_or_path="")
             return AutoModel.from_config(fresh, seed=run.seed)
@@ -295,7 +300,7 @@ class Trainer:
             )
         return found
 
-    def _with_weights(self, found: str | Path) -> CausalLM:
+    def _with_weights(self, found: str | Path) -> Network:
         """The model with the weights of `_weights`."""
         self._prepare(self.run)
         if found or self.network is None:
@@ -356,9 +361,9 @@ def _all_of(*makers: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def _check(task: str, pet_method: str) -> None:
+def _check(task: str | None, pet_method: str) -> None:
     problems = []
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         problems.append(f"task: {task!r} is not trained; {suggest(task, TASKS)}")
     if pet_method not in ("", "lora"):
         problems.append(f"pet_method: {pet_method!r} is unknown; must be 'lora', or left out")
@@ -366,7 +371,7 @@ def _check(task: str, pet_method: str) -> None:
         raise ConfigError(*problems)
 
 
-def _run_of(model: str | Path | CausalLM | None, pet_method: str) -> RunConfig:
+def _run_of(model: str | Path | Network | None, pet_method: str) -> RunConfig:
     """The run that a model's name stands for; defaults where it has none."""
     if model is None:
         raise ConfigError("model: is missing; must be a name, a directory or a model; give one")

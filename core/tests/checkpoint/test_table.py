@@ -234,6 +234,21 @@ def test_absent_parameters_are_left_out():
     assert "wrongly shaped" in line
 
 
+def test_spare_parameters_are_passed_over():
+    """The head of another task, also one that differs from the table that it would be tied to."""
+    c = config()
+    arrays = theirs(config(tied=False))
+    assert "differs from" in problems(lambda: dict(stream(table().load(Memory(arrays), c))))[0]
+    ours = table().load(Memory(arrays), c, spare=["head.weight"])
+    assert set(ours.specs) == set(shapes(c)) and len(dict(stream(ours))) == len(shapes(c))
+    native = dict(stream(ours)) | {"head.weight": np.zeros(3)}
+    assert set(Native(shapes).load(Memory(native), c, spare=["head.weight"]).specs) == set(
+        shapes(c)
+    )
+    (line,) = problems(lambda: Native(shapes).load(Memory(native), c))
+    assert "unknown tensor: head.weight" in line
+
+
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=str)
 def test_a_tied_head_may_be_there_if_it_is_equal(dtype):
     c = config()

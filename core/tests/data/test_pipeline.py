@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm_core.data import pipeline
+from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.pipeline import BatchIterator, RecordDataset
 from lm_core.errors import DataError
 
@@ -239,8 +240,6 @@ def test_files_with_different_lengths(records, tmp_path):
 
 
 def test_records_with_different_lengths(tmp_path):
-    from lm_core.data.mindrecord import RecordWriter
-
     with RecordWriter(tmp_path / "x.mindrecord", ["input_ids"]) as writer:
         for length in (5, 5, 5, 6):
             writer.write({"input_ids": np.zeros(length, np.int32)})
@@ -300,3 +299,24 @@ def test_resuming_late_costs_no_more_than_starting(records, tmp_path):
     late = min(seconds({"epoch": 10**6, "step": 3700}) for _ in range(3))
     # Reading on to that position would take 29,600 records, some 50 times as long as the start.
     assert late < 3 * at_start + 0.05
+
+
+def test_a_column_with_one_value_a_record(tmp_path):
+    path = tmp_path / "x.mindrecord"
+    with RecordWriter(path, ("input_ids", "labels")) as writer:
+        for k in range(7):
+            writer.write({"input_ids": np.full(5, k, np.int32), "labels": np.array([k], np.int32)})
+    records = RecordDataset(path, single=("labels",))
+    assert records.values("labels").tolist() == list(range(7))
+    assert records.first(3).values("labels").tolist() == [0, 1, 2]
+    assert records.read([4, 2])["labels"].tolist() == [[4], [2]]
+    seen = []
+    batches = BatchIterator(
+        records, 3, seed=1, check=lambda batch, rows: seen.append(rows.tolist())
+    )
+    read = [batch["labels"][:, 0].tolist() for batch in batches]
+    assert seen == read and len(read) == 2
+    with pytest.raises(DataError, match="record 0: labels holds 1 values, must hold 5"):
+        RecordDataset(path).read([0])
+    with pytest.raises(DataError, match="record 0: input_ids holds 5 values, must hold 1;"):
+        RecordDataset(path, ("labels", "input_ids"), single=("labels", "input_ids")).read([0])

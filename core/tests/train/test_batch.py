@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from lm_core.metrics.accuracy import Accuracy
 from lm_core.metrics.perplexity import Perplexity
-from lm_core.train.batch import causal_batch, fill_rows, split_rows
+from lm_core.train.batch import causal_batch, class_batch, fill_rows, split_rows
 
 EOS, PAD = 9, 0
 IDS = np.array([[1, EOS, 2, 3, EOS, EOS, EOS], [4, 5, 6, 7, 8, 1, 2]], np.int32)
@@ -93,3 +94,27 @@ def test_perplexity_at_the_edges():
     huge = Perplexity()
     huge.update(1e6, 1)
     assert huge.result() == {"loss": 1e6, "PPL": float("inf")}
+
+
+def test_the_class_of_a_row_stands_at_its_last_token():
+    mask = np.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]], np.int32)
+    labels = np.array([[2], [0]], np.int32)
+    ids, found = class_batch({"input_ids": IDS, "attention_mask": mask, "labels": labels})
+    assert ids.tolist() == IDS.tolist()
+    assert found.tolist() == [[-100, -100, 2, -100, -100, -100, -100], [-100] * 6 + [0]]
+    assert ids.dtype == found.dtype == np.int32
+
+
+def test_accuracy_counts_rows_however_they_are_batched():
+    logits = np.random.default_rng(0).normal(0, 30, (50, 4)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 4, 50)
+    log_p = logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1)[:, None]
+    expected = {
+        "loss": pytest.approx(-log_p[np.arange(50), labels].mean()),
+        "accuracy": (logits.argmax(1) == labels).mean(),
+    }
+    for size in (1, 7, 50):
+        metric = Accuracy()
+        for start in range(0, 50, size):
+            metric.update(logits[start : start + size], labels[start : start + size])
+        assert metric.result() == expected

@@ -110,7 +110,12 @@ def test_a_bar_on_a_terminal(monkeypatch, caplog):
 def test_an_evaluation_is_a_line(caplog):
     with caplog.at_level(logging.INFO, logger="lm_core"):
         LossMonitor().after_evaluation(Loop(), {"step": 7, "eval_loss": 2.0, "eval_ppl": 7.389})
-    assert caplog.messages == ["step 7: held-out loss 2.0000, perplexity 7.39"]
+        found = {"step": 8, "eval_loss": 0.5, "eval_accuracy": 0.75}
+        LossMonitor().after_evaluation(Loop(), found)
+    assert caplog.messages == [
+        "step 7: held-out loss 2.0000, perplexity 7.39",
+        "step 8: held-out loss 0.5000, accuracy 0.7500",
+    ]
 
 
 def test_every_line_of_the_metrics_is_json(tmp_path):

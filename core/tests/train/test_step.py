@@ -10,9 +10,13 @@ from lm_core.train.optimizer import AdamW, Sgd
 from lm_core.train.step import TrainStep, trained_parameters
 
 
-def build(model, *, accumulation=1, clip=None, rule=AdamW, **options) -> TrainStep:
-    optimizer = rule(trained_parameters(model), **options)
-    return TrainStep(model, optimizer, max_grad_norm=clip, accumulation=accumulation, seed=5)
+def build(
+    model, *, accumulation=1, clip=None, rule=AdamW, one_target=False, **options
+) -> TrainStep:
+    return TrainStep(
+        model, rule(trained_parameters(model), **options), max_grad_norm=clip,
+        accumulation=accumulation, seed=5, one_target=one_target,
+    )  # fmt: skip
 
 
 def cut(batch, parts: int):
@@ -80,6 +84,15 @@ def test_accumulation(tiny_model, micro_batch, values, parts):
         assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-6)
         assert many.tokens == one.tokens
     close(values(cut_up), values(whole))
+
+
+@pytest.mark.parametrize(("one_target", "positions"), [(False, 48), (True, 8)])
+def test_scaled_gradients_have_the_size_of_a_means(tiny_model, micro_batch, one_target, positions):
+    """Of all positions, or of the rows where each has one class; float16 has no digits to lose."""
+    step, seen = build(tiny_model(), accumulation=2, one_target=one_target), []
+    step._in_parts = lambda batches, scale, _: seen.append(scale) or (1.0, 1.0, 1.0)
+    step(cut(micro_batch(8), 2), 0.1, 1024.0)
+    assert seen == [1024.0 / positions]
 
 
 def test_the_same_run_twice_is_bit_identical(tiny_model, micro_batch, values):

@@ -221,6 +221,7 @@ def _described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -
         raise CheckpointError(*(f"{where}: {problem}" for problem in error.problems)) from error
     if config is not None:
         _tell_differences(config, own, where)
+        config = config.named_like(own)
     elif not ours:
         own = own.copy(generation_defaults(path))
     layout = notes.pop("name")

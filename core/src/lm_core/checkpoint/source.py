@@ -48,25 +48,27 @@ class Source:
         return table_of(self.spec, self.layout)
 
     def tensors(
-        self, config: ModelConfig | None = None, absent: Collection[str] = ()
+        self, config: ModelConfig | None = None, **lenient: Collection[str]
     ) -> Mapped | io.Joined:
         """The weights under our own names, checked by their manifest if they have one.
 
+        An adapter among them is part of the result where the configuration has one; a new one, of
+        which they hold nothing, is not.
+
         Args:
             config: the architecture to fit them to, if it is not `self.config`.
-            absent: names that may be missing.
+            lenient: `absent` and `spare`, names that may be missing or too many: `Table.load`.
 
         Raises:
             CheckpointError: there are none, they are damaged, or they do not fit.
         """
-        tensors = self._load(self.raw(), config or self.config, absent)
+        tensors = self._load(self.raw(), config or self.config, **lenient)
         tensors.metadata = {**tensors.metadata, **self.notes}
         return tensors
 
     def _load(
-        self, raw: Tensors, config: ModelConfig, absent: Collection[str]
+        self, raw: Tensors, config: ModelConfig, **lenient: Collection[str]
     ) -> Mapped | io.Joined:
-        """The weights, and an adapter that is among them or new (then it is not in the result)."""
         inside = [name for name in raw.specs if layout.is_adapter_name(name)]
         if inside and config.pet_config is None:
             raise CheckpointError(
@@ -75,13 +77,14 @@ class Source:
                 f"merge the adapter first"
             )
         if config.pet_config is None:
-            return self.table.load(raw, config, absent)
-        base = io.Joined(raw.where, [(raw, raw.specs.keys() - set(inside))])
+            return self.table.load(raw, config, **lenient)
         if self.layout == "native":
             new = () if inside else targets.adapter_shapes(self.spec, config, config.pet_config)
-            return self.table.load(raw, config, {*absent, *new})
+            lenient["absent"] = [*lenient.get("absent", ()), *new]
+            return self.table.load(raw, config, **lenient)
         adapter = layout.load(raw, self.spec, config, config.pet_config) if inside else {}
-        parts = [self.table.load(base, config, absent), Memory(adapter, raw.where)]
+        base = io.Joined(raw.where, [(raw, raw.specs.keys() - set(inside))])
+        parts = [self.table.load(base, config, **lenient), Memory(adapter, raw.where)]
         return io.Joined(raw.where, [(part, part.specs.keys()) for part in parts])
 
     def raw(self) -> Tensors:

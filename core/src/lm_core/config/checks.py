@@ -49,6 +49,13 @@ def _network(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     elif name and run.trainer.is_set("type") and networks[name] != run.trainer.type:
         text = f"{run.trainer.type} does not fit the network {name}; must be {networks[name]}"
         yield ("trainer", "type"), text
+    elif run.model.config.task != run.trainer.type:
+        text = f"{run.model.config.task} does not fit trainer.type {run.trainer.type}; remove one"
+        yield ("model", "model_config", "task"), text
+    for line in run.model.config.problems():  # what follows from the task is known only now
+        key, _, text = line.partition(": ")
+        if key in ("task", "num_labels"):
+            yield ("model", "model_config", key), text
 
 
 def _degrees(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:

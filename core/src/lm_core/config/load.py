@@ -215,6 +215,11 @@ def _complete(run: RunConfig, preset: str) -> None:
     """Fills in what follows from other keys."""
     if preset and not run.trainer.model_name:
         run.trainer.model_name = preset
+    config, trainer = run.model.config, run.trainer
+    if not trainer.is_set("type"):
+        trainer.type = config.architectures.get(run.model.arch.type, config.task)
+    if config.task != trainer.type and not config.is_set("task"):
+        config.task = trainer.type
     run.parallel_config.recompute = run.recompute_config
     degrees = (
         run.parallel_config if run.use_parallel else ParallelConfig(recompute=run.recompute_config)

@@ -16,10 +16,20 @@ from lm_core.config.section import (
     Positive,
     Probability,
     Section,
+    suggest,
 )
 from lm_core.errors import ConfigError
 
 FloatType = Literal["float32", "float16", "bfloat16"]
+Task = Annotated[
+    str,
+    OneOf(
+        {
+            "text_generation": ("CausalLanguageModelingTrainer",),
+            "text_classification": ("TextClassificationTrainer",),
+        }
+    ),
+]
 
 
 class LoraConfig(Section):
@@ -57,6 +67,12 @@ class ModelConfig(Section):
     """Names that `model.arch.type` may have -> the task they are for."""
 
     type: str = ""
+    task: Task = "text_generation"
+    """Decides the head: one that predicts tokens, or one that tells classes of texts apart."""
+    num_labels: Positive = 2
+    """Classes of text classification."""
+    label_names: list[str] | None = None
+    """What the classes are called, from class 0 on."""
     vocab_size: Positive
     hidden_size: Positive
     num_layers: Positive
@@ -133,11 +149,36 @@ class ModelConfig(Section):
                         f"{key}: {token} is outside the vocabulary of {self.vocab_size}; "
                         f"use a token id from 0 to {self.vocab_size - 1}"
                     )
+        found += self._head_problems()
         if self.use_moe or self.expert_num > 1:
             found.append(
                 "use_moe: mixtures of experts are not built; set use_moe: False and expert_num: 1"
             )
         return found
+
+    def _head_problems(self) -> list[str]:
+        found = []
+        tasks = {"text_generation", *self.architectures.values()}
+        if self.task not in tasks:
+            found.append(f"task: {self.task} is not built for this model; {suggest('', tasks)}")
+        elif self.is_classifier and self.num_labels < 2:
+            found.append("num_labels: 1 leaves nothing to tell apart; use at least 2")
+        if self.label_names is not None and len(self.label_names) != self.num_labels:
+            found.append(
+                f"label_names: are {len(self.label_names)} and num_labels is {self.num_labels}; "
+                f"must be as many; change one of the two"
+            )
+        return found
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the head tells classes of texts apart."""
+        return self.task == "text_classification"
+
+    @property
+    def class_names(self) -> list[str]:
+        """A name for each class: its own, or the one that Hugging Face gives it."""
+        return self.label_names or [f"LABEL_{number}" for number in range(self.num_labels)]
 
     @property
     def has_own_head_dim(self) -> bool:
@@ -162,6 +203,13 @@ class ModelConfig(Section):
             return []
         return value if isinstance(value, list) else [value]
 
+    def named_like(self, other: ModelConfig) -> Self:
+        """With the names that another classifier gives its classes, where this one has none."""
+        alike = self.is_classifier and other.is_classifier and self.num_labels == other.num_labels
+        if not alike or self.label_names is not None or other.label_names is None:
+            return self
+        return self.copy(label_names=other.label_names)
+
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:
         """The configuration that a Hugging Face config.json describes.
@@ -174,6 +222,47 @@ class ModelConfig(Section):
     def to_hf(self) -> dict[str, Any]:
         """The contents of a Hugging Face config.json."""
         raise NotImplementedError
+
+    @classmethod
+    def head_from_hf(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The task, and its classes, of a Hugging Face config.json; a package's `from_hf` uses it.
+
+        Raises:
+            ConfigError: the classes are no numbered names.
+        """
+        names = values.get("architectures") or [""]
+        if cls.architectures.get(names[0]) != "text_classification":
+            return {}
+        found = {"task": "text_classification", "num_labels": values.get("num_labels", 2)}
+        labels = values.get("id2label")
+        if labels is None:
+            return found
+        try:
+            given = [str(labels[key]) for key in sorted(labels, key=int)]
+        except (TypeError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f'id2label: is {labels!r}; must be {{"0": NAME, "1": NAME}}; use another checkpoint'
+            ) from error
+        found["num_labels"] = len(given)
+        if given != [f"LABEL_{number}" for number in range(len(given))]:
+            found["label_names"] = given
+        return found
+
+    def head_to_hf(self) -> dict[str, Any]:
+        """What `head_from_hf` reads; a package's `to_hf` uses it."""
+        found = {
+            "architectures": [
+                next(name for name, task in self.architectures.items() if task == self.task)
+            ]
+        }
+        if not self.is_classifier:
+            return found
+        names = dict(enumerate(self.class_names))
+        return {
+            **found,
+            "id2label": {str(number): name for number, name in names.items()},
+            "label2id": {name: number for number, name in names.items()},
+        }
 
     def parameter_count(self) -> int:
         """The number of trained numbers, without building the network."""

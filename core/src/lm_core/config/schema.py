@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny
 
 from lm_core.config.data import DatasetConfig, DatasetTask, MetricConfig, Processor
-from lm_core.config.model import ModelConfig
+from lm_core.config.model import ModelConfig, Task
 from lm_core.config.parallel import ParallelConfig, RecomputeConfig
-from lm_core.config.section import NO_EFFECT, Described, NonNegative, OneOf, Positive, Section
+from lm_core.config.section import NO_EFFECT, Described, NonNegative, Positive, Section
 from lm_core.config.training import (
     Callback,
     CheckpointMonitor,
@@ -111,15 +111,7 @@ class MoeConfig(Section):
 class TrainerConfig(Section):
     """The task, and the model by name."""
 
-    type: Annotated[
-        str,
-        OneOf(
-            {
-                "text_generation": ("CausalLanguageModelingTrainer",),
-                "text_classification": ("TextClassificationTrainer",),
-            }
-        ),
-    ] = "text_generation"
+    type: Task = "text_generation"
     model_name: str = ""
     """A preset or a run of a package; gives the sizes that `model.model_config` leaves open."""
 

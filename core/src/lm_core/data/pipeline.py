@@ -7,7 +7,7 @@ the row numbers in order; so starting in the middle of an epoch costs the same a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from itertools import islice
@@ -34,20 +34,27 @@ class RecordDataset:
         path: what was asked for.
         files: the files, in order.
         columns: the columns that are read.
+        single: those of them that hold one value a record, and not one for each id.
         file_rows: number of records in each file.
     """
 
-    def __init__(self, path: str | Path, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        columns: Sequence[str] | None = None,
+        single: Collection[str] = (),
+    ) -> None:
         """Opens the files and reads no record.
 
         Args:
             path: a file, a folder of files, or the common name of splits; see `find_records`.
             columns: names; None: those of input_ids, attention_mask, labels that are there.
+            single: columns with one value a record (the class of a text).
 
         Raises:
             DataError: there are no files, no records, or no such column.
         """
-        self.path = Path(path)
+        self.path, self.single = Path(path), frozenset(single)
         self.files = find_records(path)
         opened = [open_records([file]) for file in self.files]
         self.file_rows = [int(records.get_dataset_size()) for records in opened]
@@ -77,7 +84,7 @@ class RecordDataset:
 
     @cached_property
     def row_length(self) -> int:
-        """Length L of the first record of each file, which must be the same.
+        """Length L (of the first column) of the first record of each file, which must be the same.
 
         Raises:
             DataError: the files differ, or the columns of a record do.
@@ -103,6 +110,13 @@ class RecordDataset:
             for row in iterate(open_records(self.files, self.columns, part), self.files):
                 yield {name: row[name].astype(np.int32, copy=False) for name in self.columns}
 
+    def values(self, column: str) -> np.ndarray:
+        """All values of a column with one value a record, [n]; no other column is read."""
+        alone = copy(self)
+        alone.columns = (column,)
+        rows = alone.stream(np.arange(len(self)))
+        return np.fromiter((row[column][0] for row in rows), np.int32, len(self))
+
     def read(self, rows: np.ndarray | Sequence[int]) -> dict[str, np.ndarray]:
         """Records by number as arrays [n, L] of int32.
 
@@ -118,10 +132,12 @@ class RecordDataset:
         expected = self.row_length if records else 0
         for row, record in zip(rows, records, strict=True):
             for name, value in record.items():
-                if value.shape != (expected,):
+                wanted = 1 if name in self.single else expected
+                if value.shape != (wanted,):
                     raise DataError(
-                        f"{self.locate(int(row))}: {name} holds {value.size} values, the first "
-                        f"record {expected}; write the file with one max_length"
+                        f"{self.locate(int(row))}: {name} holds {value.size} values, must hold "
+                        f"{wanted}{'' if name in self.single else ' as the first record'}; "
+                        f"write the file with one max_length"
                     )
         empty = np.zeros((0, self.row_length), np.int32) if not records else None
         return {
@@ -190,6 +206,7 @@ class BatchIterator:
         dp_rank: int = 0,
         dp_size: int = 1,
         vocab_size: int | None = None,
+        check: Callable[[Mapping[str, np.ndarray], np.ndarray], None] | None = None,
     ) -> None:
         """Reads no record.
 
@@ -203,6 +220,7 @@ class BatchIterator:
             dp_rank: which slice of each batch is read.
             dp_size: number of slices.
             vocab_size: ids of every batch are compared with it; None: they are not.
+            check: called with every batch and the numbers of its records; raises DataError.
 
         Raises:
             DataError: the sizes do not fit each other.
@@ -218,7 +236,8 @@ class BatchIterator:
                 f"{dataset.path}; use a smaller batch, more data or drop_remainder: False"
             )
         assert 0 <= dp_rank < dp_size, f"rank {dp_rank} of {dp_size}"
-        self.dataset, self.batch_size, self.vocab_size = dataset, batch_size, vocab_size
+        self.dataset, self.batch_size = dataset, batch_size
+        self.vocab_size, self.check = vocab_size, check
         self.seed, self.shuffle, self.drop_remainder = seed, shuffle, drop_remainder
         self.dp_rank, self.dp_size = dp_rank, dp_size
         full, rest = divmod(len(dataset), batch_size)
@@ -231,6 +250,8 @@ class BatchIterator:
         for step, rows, batch in self._batches(epoch, self.step):
             if self.vocab_size is not None and "input_ids" in batch:
                 self.dataset.check_ids(batch["input_ids"], rows, self.vocab_size)
+            if self.check is not None:
+                self.check(batch, rows)
             last = step + 1 == self.steps_per_epoch
             self.epoch, self.step = (epoch + 1, 0) if last else (epoch, step + 1)
             yield batch

@@ -111,8 +111,8 @@ def read_wikitext(
     waiting: list[list[str]] = []
     characters, first = 0, True
     for file in files:
-        with _open(file) as lines:
-            for passage in passages(_valid(lines, counts), counts):
+        with open_text(file) as lines:
+            for passage in passages(valid(lines, counts), counts):
                 counts["passages"] += 1
                 waiting.append(passage)
                 characters += sum(map(len, passage))
@@ -124,7 +124,7 @@ def read_wikitext(
 
 
 def _wikitext_item(waiting: list[list[str]], first: bool) -> Item:
-    return Item((waiting, first), sum(_bytes(line) for passage in waiting for line in passage))
+    return Item((waiting, first), sum(byte_count(line) for passage in waiting for line in passage))
 
 
 def encode_wikitext(
@@ -146,7 +146,7 @@ def read_text(
     for file in files:
         counts["files"] += 1
         empty = True
-        for piece in cut(_valid(_parts(file), counts), tokenizer, _ITEM):
+        for piece in cut(valid(_parts(file), counts), tokenizer, _ITEM):
             waiting.append((piece, False))
             characters += len(piece)
             empty = False
@@ -162,7 +162,7 @@ def read_text(
 
 
 def _text_item(waiting: list[tuple[str, bool]]) -> Item:
-    return Item(waiting, sum(_bytes(text) for text, _ in waiting))
+    return Item(waiting, sum(byte_count(text) for text, _ in waiting))
 
 
 def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, bool]]) -> Encoded:
@@ -175,20 +175,24 @@ def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, boo
 
 
 def _parts(file: Path) -> Iterator[str]:
-    with _open(file) as handle:
+    with open_text(file) as handle:
         while part := handle.read(_READ):
             yield part
 
 
-def _open(file: Path) -> TextIO:
-    """A text file whose invalid bytes come as lone surrogates, which tokenizers replace."""
+def open_text(file: Path, newline: str | None = None) -> TextIO:
+    """A text file whose invalid bytes come as lone surrogates, which tokenizers replace.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        return file.open(encoding="utf-8-sig", errors="surrogateescape")
+        return file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     except OSError as error:
         raise DataError(f"input_file: {file} cannot be read: {error.strerror}") from error
 
 
-def _valid(parts: Iterable[str], counts: Counts) -> Iterator[str]:
+def valid(parts: Iterable[str], counts: Counts) -> Iterator[str]:
     """Passes text on and counts the bytes in it that are not UTF-8."""
     for part in parts:
         if not part.isascii() and (invalid := len(re.findall("[\udc80-\udcff]", part))):
@@ -196,7 +200,8 @@ def _valid(parts: Iterable[str], counts: Counts) -> Iterator[str]:
         yield part
 
 
-def _bytes(text: str) -> int:
+def byte_count(text: str) -> int:
+    """Bytes of a text in its file."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 

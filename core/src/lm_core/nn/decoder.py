@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.nn.cell import _cell_graph_executor
 
-from lm_core.nn import init
 from lm_core.nn.attention import MASKED
 from lm_core.nn.dropout import Dropout
-from lm_core.nn.embedding import Embedding, TiedEmbedding
-from lm_core.nn.linear import Linear
-from lm_core.nn.loss import CrossEntropy
+from lm_core.nn.network import DROPOUT_STATE, Network
 from lm_core.nn.norm import LayerNorm
-from lm_core.parallel import backend
 from lm_core.parallel.context import ParallelContext
 
 if TYPE_CHECKING:
@@ -88,7 +82,7 @@ class Block(nn.Cell):
         return (normed if self.residual_from_norm else x) + self.mlp(normed)
 
 
-class CausalLM(nn.Cell):
+class CausalLM(Network):
     """Base of all models. A subclass builds its layers and gives `embed` and `logits`.
 
     Attributes:
@@ -98,27 +92,18 @@ class CausalLM(nn.Cell):
         norm: the last normalisation.
     """
 
-    spec_name: str
     layers: nn.CellList
     norm: nn.Cell
 
     def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
-        backend.setup()
-        super().__init__()
-        self.config = config
-        self.context = context
-        self.cross_entropy = CrossEntropy()
+        super().__init__(config, context)
         self.dropout_state = Parameter(
-            Tensor(np.zeros(2, np.int32)), name="dropout_state", requires_grad=False
+            Tensor(np.zeros(2, np.int32)), name=DROPOUT_STATE, requires_grad=False
         )
         self._graphs: dict[str, Callable[..., Tensor]] = {}
 
     def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
         """ids, positions: int32 [T]. Returns the input of the first block, [T, H]."""
-        raise NotImplementedError
-
-    def logits(self, x: Tensor) -> Tensor:
-        """x: [T, H], normalised. Returns [T, V]."""
         raise NotImplementedError
 
     def dropout_key(self) -> Tensor:
@@ -140,19 +125,6 @@ class CausalLM(nn.Cell):
         """input_ids: int32 [B, S]. Returns float32 logits [B, S, V]."""
         batch, length = input_ids.shape
         return self.logits(self.hidden(input_ids)).astype(ms.float32).reshape((batch, length, -1))
-
-    def loss_terms(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropy and number of trained tokens, inside a compiled graph.
-
-        Args:
-            input_ids: int32 [B, S].
-            labels: int32 [B, S], already aligned: labels[b, t] is the token after input_ids[b, t];
-                -100 is ignored.
-
-        Returns:
-            float32 scalars.
-        """
-        return self.cross_entropy(self.logits(self.hidden(input_ids)), labels.reshape((-1,)))
 
     def prefill(
         self, input_ids: Tensor, lengths: Tensor, k_caches: ParameterTuple, v_caches: ParameterTuple
@@ -202,26 +174,11 @@ class CausalLM(nn.Cell):
             x = layer.step(x, k_caches[i], v_caches[i], index, mask)
         return self.logits(self.norm(x)).astype(ms.float32)
 
-    def named_parameters(self) -> dict[str, Parameter]:
-        """The weights by name, without the dropout state."""
-        return {p.name: p for p in self.get_parameters() if p is not self.dropout_state}
-
-    def initialize(self, seed: int) -> None:
-        """Random initial values from (seed, name, shape); norms and biases keep ones and zeros."""
-        for _, cell in self.cells_and_names():
-            if isinstance(cell, Linear | Embedding | TiedEmbedding):
-                weight = cell.weight
-                weight.set_data(
-                    Tensor(init.normal(seed, weight.name, weight.shape, cell.std), weight.dtype)
-                )
-
     def forget_graphs(self) -> None:
         """After a change of the layers: what is compiled is the network as it was."""
+        super().forget_graphs()
         self._graphs.clear()
         self.__dict__.pop("_decoders", None)
-        if self.compile_cache:
-            _cell_graph_executor.del_net_res(self, self.compile_cache)
-            self.compile_cache.clear()
 
     def recompute_layers(self) -> None:
         """Keeps the inputs of layers only and computes the rest again in the backward pass."""
@@ -258,12 +215,6 @@ class CausalLM(nn.Cell):
         from lm_core.generation.generate import generate
 
         return generate(self, input_ids, generation_config, streamer, **options)
-
-    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
-        """Writes config.json and model.safetensors; see `lm_core.auto.save_pretrained`."""
-        from lm_core.auto import save_pretrained
-
-        save_pretrained(self, directory, **options)
 
 
 class _MeanLoss(nn.Cell):

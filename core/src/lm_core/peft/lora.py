@@ -23,7 +23,7 @@ from lm_core.parallel import backend
 from lm_core.peft import files, layout, targets
 
 if TYPE_CHECKING:
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
 
 _FIRST_SITE = 1 << 16
 """Numbers of the adapters' dropouts, past those of any model."""
@@ -89,7 +89,7 @@ class Lora(nn.Cell):
     """
 
     def __init__(
-        self, linear: Linear, name: str, config: LoraConfig, model: CausalLM, site: int, seed: int
+        self, linear: Linear, name: str, config: LoraConfig, model: Network, site: int, seed: int
     ) -> None:
         super().__init__(auto_prefix=False)
         inputs, outputs = linear.weight.shape
@@ -112,7 +112,7 @@ class Lora(nn.Cell):
         return self.branch(x, self.lora_a, self.lora_b, seed * 668265263 + step * 374761393)
 
 
-def get_pet_model(model: CausalLM, config: LoraConfig | str | Path, *, seed: int = 0) -> CausalLM:
+def get_pet_model(model: Network, config: LoraConfig | str | Path, *, seed: int = 0) -> Network:
     """Puts an adapter on a model, in place; from then on only the adapter is trained.
 
     Args:
@@ -145,7 +145,7 @@ def get_pet_model(model: CausalLM, config: LoraConfig | str | Path, *, seed: int
     return model
 
 
-def attach(model: CausalLM, config: LoraConfig, seed: int = 0) -> None:
+def attach(model: Network, config: LoraConfig, seed: int = 0) -> None:
     """Adds the adapter's layers and freezes all other parameters."""
     spec = hub.family_of(model.config)
     chosen = targets.targets(spec, model.config, config)
@@ -162,7 +162,7 @@ def attach(model: CausalLM, config: LoraConfig, seed: int = 0) -> None:
     freeze(model, config)
 
 
-def _check_same(model: CausalLM, adapter: files.Adapter) -> None:
+def _check_same(model: Network, adapter: files.Adapter) -> None:
     """The adapter must be for all of the layers that the model has adapters on, and no others."""
     ours = {name for name in model.named_parameters() if layout.is_adapter_name(name)}
     theirs = {name for name in adapter.arrays if layout.is_adapter_name(name)}
@@ -174,7 +174,7 @@ def _check_same(model: CausalLM, adapter: files.Adapter) -> None:
         )
 
 
-def freeze(model: CausalLM, config: LoraConfig) -> None:
+def freeze(model: Network, config: LoraConfig) -> None:
     """Sets `requires_grad`: of adapters, task heads and what `freeze_exclude` names."""
     for name, parameter in model.named_parameters().items():
         trained = (
@@ -186,12 +186,12 @@ def freeze(model: CausalLM, config: LoraConfig) -> None:
         parameter.requires_grad = trained and not kept
 
 
-def layers(model: CausalLM) -> dict[str, Linear]:
+def layers(model: Network) -> dict[str, Linear]:
     """The layers of a model that have an adapter, by name."""
     return {name: linear for name, linear in _linears(model) if linear.adapter is not None}
 
 
-def merge_adapter(model: CausalLM) -> CausalLM:
+def merge_adapter(model: Network) -> Network:
     """Folds the adapter into the weights, in place: W + scale * A B, computed in float64.
 
     Returns:
@@ -219,7 +219,7 @@ def merge_adapter(model: CausalLM) -> CausalLM:
     return model
 
 
-def adapter_of(model: CausalLM, base: str = "", base_sum: str = "") -> files.Adapter:
+def adapter_of(model: Network, base: str = "", base_sum: str = "") -> files.Adapter:
     """The adapter of a model, to be written.
 
     Raises:
@@ -238,7 +238,7 @@ def adapter_of(model: CausalLM, base: str = "", base_sum: str = "") -> files.Ada
     return files.Adapter(config, arrays, base, base_sum)
 
 
-def log_trained(model: CausalLM) -> None:
+def log_trained(model: Network) -> None:
     """Says how many of the parameters are trained."""
     parameters = model.named_parameters().values()
     trained = sum(p.size for p in parameters if p.requires_grad)
@@ -249,7 +249,7 @@ def log_trained(model: CausalLM) -> None:
     )  # fmt: skip
 
 
-def _linears(model: CausalLM) -> Iterator[tuple[str, Linear]]:
+def _linears(model: Network) -> Iterator[tuple[str, Linear]]:
     for _, cell in model.cells_and_names():
         if isinstance(cell, Linear):
             yield cell.weight.name.removesuffix(".weight"), cell

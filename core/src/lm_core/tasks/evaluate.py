@@ -1,4 +1,4 @@
-"""`evaluate`: loss and perplexity of a trained model on records."""
+"""`evaluate`: the loss of a trained model on records, and its perplexity or accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
-    """Prints `PerplexityMetric: {'PerplexityMetric': {'loss': ..., 'PPL': ...}}`."""
+    """Prints `PerplexityMetric: {'PerplexityMetric': {'loss': ..., 'PPL': ...}}`, or `Accuracy`."""
     settings = resolve_run(spec, args, overrides)
     from lm_core.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""`predict`: continues prompts with a trained model and prints what comes out."""
+"""`predict`: continues prompts with a trained model, or says their classes, and prints that."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = {
     "temperature": (float, "above 1: more even odds"),
     "repetition_penalty": (float, "above 1: less of what was said"),
     "num_beams": (int, "beam search with so many beams"),
-    "truncation": (str, "left: drop the beginning of a prompt that is too long"),
+    "truncation": (str, "left: drop the beginning of a prompt that is too long (classes: right)"),
 }
 """Flags that go to the generation as they are; without one, `model.model_config` decides."""
 
@@ -46,11 +46,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
-    """Prints one line per prompt: `[{'text_generation_text': [text]}]`."""
+    """Prints `[{'text_generation_text': [text]}]` or `[{'label': name, 'score': p}]` per prompt."""
     settings = resolve_run(spec, args, overrides)
     data = settings.input_data or []
     texts = prompts([data] if isinstance(data, str) else data)
     options = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    if settings.model.config.is_classifier:
+        return _classify(settings, args, texts, options)
     if settings.is_set("seed"):
         options["seed"] = settings.seed
     generator = _pipeline(settings, args, options)
@@ -65,8 +67,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     lines = [repr([{"text_generation_text": [generator.decode(row)]}]) for row in rows]
     if not args.stream:
         print("\n".join(lines))
-    if settings.save_file:
-        Path(settings.save_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _save(settings, lines)
     count = sum(len(row) - len(prompt) for row, prompt in zip(rows, ids, strict=True))
     get_logger(__name__).info(
         f"{len(texts)} prompt(s), {count} new tokens in {seconds:.1f} s, {count / seconds:.1f} "
@@ -75,15 +76,37 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _pipeline(
-    settings: RunConfig, args: Namespace, options: dict[str, Any]
-) -> TextGenerationPipeline:
+def _classify(
+    settings: RunConfig, args: Namespace, texts: list[str], options: dict[str, Any]
+) -> int:
+    """Prints the class of each text."""
+    wrong = [name for name in options if name not in ("truncation", "top_k")]
+    wrong += ["stream"] * args.stream
+    if wrong:
+        raise GenerationError(
+            *(f"{name}: is for generated text; this model classifies; remove it" for name in wrong)
+        )
+    size = args.predict_batch_size or settings.predict_batch_size
+    found = _pipeline(settings, args, options)(texts, batch_size=size)
+    lines = [repr(item if isinstance(item, list) else [item]) for item in found]
+    print("\n".join(lines))
+    _save(settings, lines)
+    return 0
+
+
+def _save(settings: RunConfig, lines: list[str]) -> None:
+    if settings.save_file:
+        Path(settings.save_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
     from lm_core.auto import AutoModel, AutoTokenizer
     from lm_core.generation.config import GenerationConfig
-    from lm_core.pipeline import TextGenerationPipeline
+    from lm_core.pipeline import pipeline
 
     config = settings.model.config
-    GenerationConfig.from_model(config, **options)  # a wrong flag need not wait for the weights
+    if not config.is_classifier:
+        GenerationConfig.from_model(config, **options)  # wrong flags need not wait for the weights
     checkpoint = settings.load_checkpoint or config.checkpoint_name_or_path
     if not checkpoint:
         raise GenerationError(
@@ -91,7 +114,7 @@ def _pipeline(
         )
     model = AutoModel.from_pretrained(checkpoint, config=config)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or _vocabulary(settings, model))
-    return TextGenerationPipeline(model, tokenizer, **options)
+    return pipeline(config.task, model, tokenizer, **options)
 
 
 def _vocabulary(settings: RunConfig, model: Any) -> Path:

@@ -20,6 +20,7 @@ from lm_core import spec as registry
 from lm_core.checkpoint.layout import Memory
 from lm_core.testing import parity, tiny
 from lm_core.testing.adapters import AdapterContract
+from lm_core.testing.classification import ClassifierContract
 from lm_core.testing.parity import TOLERANCES
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert",
 LAYOUTS = ("hf", "mindformers")
 
 
-class ModelContract(AdapterContract):
+class ModelContract(AdapterContract, ClassifierContract):
     """A subclass gives `spec`, and `goldens`: a directory whose folders are recorded cases."""
 
     spec: ClassVar[ModelSpec]

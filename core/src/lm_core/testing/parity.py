@@ -18,6 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from lm_core.checkpoint.layout import Tensors
     from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def checkpoint_of(case: Path, weight_file: str, directory: Path) -> Path:
 
 
 def gradients(
-    built: CausalLM, input_ids: np.ndarray, labels: np.ndarray
+    built: Network, input_ids: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean loss and its gradient for every trained parameter, by our names.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
     from lm_core.spec import ModelSpec
 
 _SUBJECTS = (
@@ -48,16 +48,17 @@ def config(spec: ModelSpec, **changes: Any) -> ModelConfig:
     return spec.presets[f"{spec.name}_tiny"].copy(changes)
 
 
-def model(spec: ModelSpec, seed: int = 1, **changes: Any) -> CausalLM:
+def model(spec: ModelSpec, seed: int = 1, **changes: Any) -> Any:
     """A tiny model with random weights that give every layer something to do.
 
     Fresh weights are so small that all logits are nearly equal; here norms and biases are random.
     """
     from mindspore import Tensor
 
+    from lm_core.nn.classifier import with_head
     from lm_core.parallel.context import ParallelContext
 
-    built = spec.build(config(spec, **changes), ParallelContext.local())
+    built = with_head(spec.build(config(spec, **changes), ParallelContext.local()))
     generator = np.random.default_rng(seed)
     for name, parameter in built.named_parameters().items():
         values = generator.normal(0.0, 0.1, parameter.shape)
@@ -72,12 +73,12 @@ def token_ids(vocab_size: int, shape: Sequence[int], seed: int = 0) -> np.ndarra
     return np.random.default_rng(seed).integers(0, vocab_size, shape).astype(np.int32)
 
 
-def weights(built: CausalLM) -> dict[str, np.ndarray]:
+def weights(built: Network) -> dict[str, np.ndarray]:
     """The parameters by our names."""
     return {name: parameter.asnumpy() for name, parameter in built.named_parameters().items()}
 
 
-def write_hf(built: CausalLM, spec: ModelSpec, directory: Path, layout: str = "hf") -> Path:
+def write_hf(built: Network, spec: ModelSpec, directory: Path, layout: str = "hf") -> Path:
     """Writes config.json and model.safetensors as others publish them, under their names."""
     from safetensors.numpy import save_file
 

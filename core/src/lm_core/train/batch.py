@@ -1,6 +1,6 @@
-"""Records to what the network is fed: inputs, and for each the token that follows.
+"""Records to what the network is fed: inputs, and for each the token that follows, or the class.
 
-A record of L ids gives L - 1 inputs and L - 1 targets. Which targets count:
+A record of a language model of L ids gives L - 1 inputs and L - 1 targets. Which targets count:
 
 - a column `labels`, aligned with input_ids (not shifted): those that are not -100;
 - a column `attention_mask`: those whose own mask is 1. With both columns, both must agree;
@@ -43,6 +43,20 @@ def causal_batch(
         ends = np.isin(pad_token_id, eos_token_id) if eos_token_id is not None else False
         targets[_padding(ids, pad_token_id, keep_first=bool(ends))[:, 1:]] = IGNORED
     return np.ascontiguousarray(ids[:, :-1], dtype=np.int32), targets
+
+
+def class_batch(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and aligned labels, int32 [B, L], of one class for each row.
+
+    The class stands at the last token of the row; all other positions are ignored.
+
+    Args:
+        columns: `input_ids` and `attention_mask` [B, L], padded on the right, `labels` [B, 1].
+    """
+    ids, mask = columns["input_ids"], columns["attention_mask"]
+    targets = np.full(ids.shape, IGNORED, np.int32)
+    targets[np.arange(len(ids)), mask.sum(1) - 1] = columns["labels"][:, 0]
+    return np.ascontiguousarray(ids, dtype=np.int32), targets
 
 
 def _padding(ids: np.ndarray, pad: int, keep_first: bool) -> np.ndarray:

@@ -49,6 +49,19 @@ class Callback:
         """Always, at the very end."""
 
 
+_SCORES = {
+    "eval_loss": ("loss", ".4f"),
+    "eval_ppl": ("perplexity", ".2f"),
+    "eval_accuracy": ("accuracy", ".4f"),
+}
+
+
+def _speed(record: Record) -> str:
+    """The speed of a step: "1234 tokens/s"."""
+    name = next(name for name in record if name.endswith("_per_second"))
+    return f"{record[name]:.0f} {name.removesuffix('_per_second')}/s"
+
+
 class LossMonitor(Callback):
     """Loss, learning rate, gradient norm, speed, time left: a bar on a terminal, lines elsewhere.
 
@@ -91,14 +104,16 @@ class LossMonitor(Callback):
         skipped = f", skipped (loss scale {record['loss_scale']:g})" if record["skipped"] else ""
         return (
             f"loss {loss:.4f}, lr {record['lr']:.3g}, grad norm {record['grad_norm']:.3f}, "
-            f"{record['tokens_per_second']:.0f} tokens/s{skipped}"
+            f"{_speed(record)}{skipped}"
         )
 
     def after_evaluation(self, loop: TrainLoop, record: Record) -> None:
-        log.info(
-            "step %d: held-out loss %.4f, perplexity %.2f",
-            record["step"], record["eval_loss"], record["eval_ppl"],
-        )  # fmt: skip
+        scores = [
+            f"{word} {record[name]:{digits}}"
+            for name, (word, digits) in _SCORES.items()
+            if name in record
+        ]
+        log.info("step %d: held-out %s", record["step"], ", ".join(scores))
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,26 +1,27 @@
-"""Loss and perplexity over all records of a data set, as one compiled graph of one shape."""
+"""Scores over all records of a data set, as one compiled graph of one shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from lm_core.data.pipeline import BatchIterator, RecordDataset
 from lm_core.log import progress
+from lm_core.metrics.accuracy import Accuracy
 from lm_core.metrics.perplexity import Perplexity
-from lm_core.train.batch import causal_batch, fill_rows
+from lm_core.train.batch import Columns, causal_batch, fill_rows
 
 if TYPE_CHECKING:
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
 
 
 class LossTerms(nn.Cell):
     """A model's `loss_terms` as a graph of its own."""
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
 
@@ -37,12 +38,20 @@ class Evaluator:
         records: the data set; every record counts, the last batch is filled up.
         batch_size: records computed at once; changes the speed only.
         desc: what the progress line says.
+        check: see BatchIterator.
     """
 
+    metric: Callable[[], Any] = Perplexity
+
     def __init__(
-        self, model: CausalLM, records: RecordDataset, batch_size: int, desc: str = "evaluate"
+        self,
+        model: Network,
+        records: RecordDataset,
+        batch_size: int,
+        desc: str = "evaluate",
+        check: Callable[[Columns, np.ndarray], None] | None = None,
     ) -> None:
-        self.model, self.records, self.desc = model, records, desc
+        self.model, self.records, self.desc, self.check = model, records, desc, check
         self.batch_size = min(batch_size, len(records))
         self.terms = LossTerms(model)
 
@@ -54,26 +63,44 @@ class Evaluator:
         finally:
             self.model.set_train(was_training)
 
-    def _measure(self) -> dict[str, float]:
-        metric = Perplexity()
-        steps = -(-len(self.records) // self.batch_size)
-        with progress(total=steps, desc=self.desc, unit="batch") as bar:
-            for input_ids, labels in self._batches():
-                total, count = self.terms(Tensor(input_ids), Tensor(labels))
-                metric.update(float(total.asnumpy()), float(count.asnumpy()))
-                bar.set_postfix_str(f"loss {metric.result()['loss']:.4f}", refresh=False)
-                bar.update(1)
-        return metric.result()
-
-    def _batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def add(self, metric: Any, columns: Columns) -> None:
+        """Adds a batch to the metric."""
         config = self.model.config
+        batch = causal_batch(columns, config.pad_token_id, config.eos_token_id)
+        input_ids, labels = fill_rows(batch, self.batch_size)
+        total, count = self.terms(Tensor(input_ids), Tensor(labels))
+        metric.update(float(total.asnumpy()), float(count.asnumpy()))
+
+    def _measure(self) -> dict[str, float]:
+        metric = self.metric()
         batches = BatchIterator(
             self.records,
             self.batch_size,
             shuffle=False,
             drop_remainder=False,
-            vocab_size=config.vocab_size,
+            vocab_size=self.model.config.vocab_size,
+            check=self.check,
         )
-        for columns in batches:
-            batch = causal_batch(columns, config.pad_token_id, config.eos_token_id)
-            yield fill_rows(batch, self.batch_size)
+        with progress(total=batches.steps_per_epoch, desc=self.desc, unit="batch") as bar:
+            for columns in batches:
+                self.add(metric, columns)
+                found = metric.result().items()
+                text = ", ".join(f"{name} {value:.4f}" for name, value in found)
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(1)
+        return metric.result()
+
+
+class ClassEvaluator(Evaluator):
+    """`evaluator() -> {"loss": ..., "accuracy": ...}` of a classifier."""
+
+    metric = Accuracy
+
+    def add(self, metric: Accuracy, columns: Columns) -> None:
+        """Adds a batch to the metric."""
+        rows = len(columns["labels"])
+        missing = ((0, self.batch_size - rows), (0, 0))
+        ids = np.pad(columns["input_ids"], missing)
+        mask = np.pad(columns["attention_mask"], missing, constant_values=1)
+        logits = self.model(Tensor(ids), Tensor(mask)).asnumpy()
+        metric.update(logits[:rows], columns["labels"][:, 0])

@@ -40,6 +40,7 @@ class Plan:
         eval_epochs: epochs between two evaluations; None: none by epochs.
         skip_nonfinite: leave out steps whose loss or gradient is not finite, instead of stopping.
         nonfinite: the file that lists these steps and their records; None: none.
+        unit: what is trained and counted: "tokens", or "records" of which each has one class.
     """
 
     total_steps: int
@@ -48,6 +49,7 @@ class Plan:
     eval_epochs: int | None = None
     skip_nonfinite: bool = False
     nonfinite: Path | None = None
+    unit: str = "tokens"
 
 
 class TrainLoop:
@@ -59,7 +61,7 @@ class TrainLoop:
         plan: how long.
         prepare: columns of records to input_ids and labels.
         callbacks: called in this order.
-        evaluate: gives `{"loss": ..., "PPL": ...}`; None: there is no evaluation.
+        evaluate: gives scores by name, `{"loss": ..., "PPL": ...}`; None: there is no evaluation.
 
     Attributes:
         total_steps: steps of the whole run.
@@ -179,8 +181,8 @@ class TrainLoop:
             "loss": result.loss,
             "lr": rate,
             "grad_norm": result.grad_norm,
-            "tokens": result.tokens,
-            "tokens_per_second": result.tokens / seconds,
+            self.plan.unit: result.tokens,
+            f"{self.plan.unit}_per_second": result.tokens / seconds,
             "loss_scale": self.state.loss_scale.value,
             "skipped": result.skipped,
         }
@@ -191,7 +193,7 @@ class TrainLoop:
         if self.evaluate is None or not self._is_due():
             return
         found = self.evaluate()
-        record = {"step": self.steps, "eval_loss": found["loss"], "eval_ppl": found["PPL"]}
+        record = {"step": self.steps} | {f"eval_{n.lower()}": v for n, v in found.items()}
         for callback in self.callbacks:
             callback.after_evaluation(self, record)
 

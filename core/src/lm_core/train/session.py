@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ from lm_core.train import nonfinite
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
 from lm_core.train import state as states
-from lm_core.train.batch import causal_batch
 from lm_core.train.callbacks import (
     Callback,
     CheckpointMonitor,
@@ -26,9 +24,9 @@ from lm_core.train.callbacks import (
     MetricsFile,
     TensorBoard,
 )
-from lm_core.train.evaluation import Evaluator
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
+from lm_core.train.objective import objective
 from lm_core.train.state import TrainState, read_counters
 from lm_core.train.step import TrainStep, trained_parameters
 
@@ -36,19 +34,21 @@ if TYPE_CHECKING:
     from lm_core.config.data import DatasetConfig
     from lm_core.config.model import ModelConfig
     from lm_core.config.schema import RunConfig
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
+    from lm_core.train.evaluation import Evaluator
     from lm_core.train.schedule import Schedule
 
 log = get_logger(__name__)
 
 
-def open_records(section: DatasetConfig, which: str) -> RecordDataset:
-    """The records that `train_dataset` or `eval_dataset` names.
+def open_records(run: RunConfig, which: str) -> RecordDataset:
+    """The records that `train_dataset` or `eval_dataset` names, for the task of the run's model.
 
     Raises:
         ConfigError: it names none.
-        DataError: they cannot be read.
+        DataError: they cannot be read, or do not fit the model.
     """
+    section: DatasetConfig = getattr(run, which)
     loader = section.data_loader
     if loader.type != "MindDataset":
         raise ConfigError(
@@ -60,9 +60,11 @@ def open_records(section: DatasetConfig, which: str) -> RecordDataset:
             f"{which}.data_loader.dataset_dir: is missing; must be a record file or a folder of "
             f"such; add --{which}_dir D"
         )
-    records = RecordDataset(loader.dataset_dir, section.input_columns)
+    task = objective(run.model.config)
+    records = task.open(section)
     if loader.num_samples is not None:
         records = records.first(loader.num_samples)
+    task.check(records, training=which == "train_dataset")
     return records
 
 
@@ -145,7 +147,7 @@ def write_run(run: RunConfig, rank: int = 0) -> None:
 
 def build(
     run: RunConfig,
-    model: CausalLM,
+    model: Network,
     train: RecordDataset,
     evaluation: RecordDataset | None = None,
     *,
@@ -165,11 +167,10 @@ def build(
     Raises:
         ConfigError, DataError, CheckpointError: something does not fit.
     """
-    config = model.config
-    train.check_length(config.seq_length)
+    task = objective(model.config)
     if run.recompute_config.recompute:
         model.recompute_layers()
-    data = _batches(run, train, config.vocab_size)
+    data = _batches(run, train)
     total = _total_steps(run, data.steps_per_epoch)
     schedule = schedules.from_config(
         run.lr_schedule, run.learning_rate, total, data.steps_per_epoch
@@ -194,30 +195,29 @@ def build(
         eval_epochs=epochs,
         skip_nonfinite=run.runner_wrapper.nan_policy == "skip",
         nonfinite=log_folder(run) / nonfinite.FILE,
+        unit=task.unit,
     )
     return TrainLoop(
         state,
         schedule,
         plan,
-        partial(causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id),
+        task.prepare,
         _callbacks(run, resume),
         None if evaluation is None else evaluator(run, model, evaluation),
     )
 
 
-def evaluator(run: RunConfig, model: CausalLM, records: RecordDataset) -> Evaluator:
-    """Measures loss and perplexity on held-out records.
-
-    Raises:
-        DataError: the records are longer than the model reads.
-    """
-    records.check_length(model.config.seq_length, exact=False)
-    if records.row_length < 2:
-        raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
-    return Evaluator(model, records, run.runner_config.batch_size)
+def metric_name(run: RunConfig) -> str:
+    """What the scores of the run's task are called."""
+    return objective(run.model.config).metric
 
 
-def _batches(run: RunConfig, records: RecordDataset, vocab_size: int) -> BatchIterator:
+def evaluator(run: RunConfig, model: Network, records: RecordDataset) -> Evaluator:
+    """Measures what the task is scored by on held-out records."""
+    return objective(model.config).evaluator(model, records, run.runner_config.batch_size)
+
+
+def _batches(run: RunConfig, records: RecordDataset) -> BatchIterator:
     """Batches of whole steps: all micro-batches of all ranks."""
     section, runner = run.train_dataset, run.runner_config
     ranks = run.model.config.parallel_config.data_parallel
@@ -237,7 +237,8 @@ def _batches(run: RunConfig, records: RecordDataset, vocab_size: int) -> BatchIt
         shuffle=section.data_loader.shuffle,
         drop_remainder=whole_batches,
         dp_size=ranks,
-        vocab_size=vocab_size,
+        vocab_size=run.model.config.vocab_size,
+        check=objective(run.model.config).batch_check(records),
     )
 
 
@@ -247,7 +248,7 @@ def _total_steps(run: RunConfig, steps_per_epoch: int) -> int:
     return whole if runner.max_steps is None else min(whole, runner.max_steps)
 
 
-def _step(run: RunConfig, model: CausalLM) -> TrainStep:
+def _step(run: RunConfig, model: Network) -> TrainStep:
     wrapper = run.runner_wrapper
     return TrainStep(
         model,
@@ -255,6 +256,7 @@ def _step(run: RunConfig, model: CausalLM) -> TrainStep:
         max_grad_norm=wrapper.max_grad_norm if wrapper.use_clip_grad else None,
         accumulation=run.runner_config.gradient_accumulation_steps,
         seed=run.seed,
+        one_target=model.config.is_classifier,
     )
 
 

@@ -33,7 +33,7 @@ from lm_core.errors import CheckpointError
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.data.pipeline import BatchIterator
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
     from lm_core.train.loss_scale import LossScale
     from lm_core.train.step import TrainStep
 
@@ -56,7 +56,7 @@ class TrainState:
         files: more files for every checkpoint (the tokenizer's), by name.
     """
 
-    model: CausalLM
+    model: Network
     step: TrainStep
     loss_scale: LossScale
     data: BatchIterator

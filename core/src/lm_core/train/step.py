@@ -21,7 +21,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 if TYPE_CHECKING:
-    from lm_core.nn.decoder import CausalLM
+    from lm_core.nn.network import Network
     from lm_core.train.optimizer import Optimizer
 
 MicroBatch = tuple[np.ndarray, np.ndarray]
@@ -33,9 +33,9 @@ class StepResult:
     """What one step tells the host.
 
     Attributes:
-        loss: mean over the trained tokens.
+        loss: mean over the trained tokens (or records, of which each has one class).
         grad_norm: global norm of the mean gradient, before clipping.
-        tokens: trained tokens.
+        tokens: how many of these.
         skipped: the loss or a gradient was not finite and nothing was changed.
     """
 
@@ -55,7 +55,7 @@ class Gradients(nn.Cell):
     """
 
     def __init__(
-        self, model: CausalLM, weights: ParameterTuple, reduce: nn.Cell | None = None
+        self, model: Network, weights: ParameterTuple, reduce: nn.Cell | None = None
     ) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
@@ -196,6 +196,7 @@ class TrainStep:
         seed: of the dropout masks.
         reduce: sums a tensor over the data-parallel ranks; None for one rank.
         squared_norm: see Update.
+        one_target: a row has one trained position (its class) and not up to S.
 
     Attributes:
         steps: steps that were run; the next one has this number.
@@ -204,7 +205,7 @@ class TrainStep:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: Network,
         optimizer: Optimizer,
         *,
         max_grad_norm: float | None = 1.0,
@@ -212,8 +213,9 @@ class TrainStep:
         seed: int = 0,
         reduce: nn.Cell | None = None,
         squared_norm: nn.Cell | None = None,
+        one_target: bool = False,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.one_target = model, optimizer, one_target
         self.accumulation, self.seed = accumulation, seed
         self.steps = self.updates = 0
         gradients = Gradients(model, optimizer.parameters, reduce)
@@ -235,7 +237,8 @@ class TrainStep:
         scalars = self.optimizer.scalars(learning_rate, self.updates + 1)
         # Divided by the positions of the step, whatever part of them is trained: with float16 the
         # scaled gradients then have the size of a mean's. Exact, for a power of two.
-        scale = loss_scale / (len(micro_batches) * micro_batches[0][0].size)
+        ids = micro_batches[0][0]
+        scale = loss_scale / (len(micro_batches) * (len(ids) if self.one_target else ids.size))
         total, count, norm = (self._whole if self.accumulation == 1 else self._in_parts)(
             micro_batches, scale, scalars
         )
@@ -270,7 +273,7 @@ class TrainStep:
         return Tensor(batch[0]), Tensor(batch[1])
 
 
-def trained_parameters(model: CausalLM) -> list[Parameter]:
+def trained_parameters(model: Network) -> list[Parameter]:
     """The weights that the optimizer may change."""
     return [p for p in model.named_parameters().values() if p.requires_grad]
 

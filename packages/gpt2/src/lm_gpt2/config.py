@@ -89,7 +89,6 @@ class Gpt2Config(ModelConfig):
     post_layernorm_residual: bool = False
     """Add the normalised input, not the input, to each branch's output."""
     tie_word_embeddings: bool = True
-    num_labels: Positive = 2
 
     # One token, <|endoftext|>, has all four parts: the vocabulary's last unless said otherwise.
     bos_token_id: NonNegative | None = 50256
@@ -153,7 +152,7 @@ class Gpt2Config(ModelConfig):
         # GPT-2 was published without a padding token; its end of text pads as well.
         fields["pad_token_id"] = values.get("pad_token_id", first)
         fields["unk_token_id"] = first
-        return cls.parse(fields)
+        return cls.parse({**fields, **cls.head_from_hf(values)})
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a Hugging Face config.json.
@@ -169,14 +168,15 @@ class Gpt2Config(ModelConfig):
         activations = {ours: theirs for theirs, ours in reversed(_HF_ACTIVATIONS.items())}
         values = {
             "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
+            **self.head_to_hf(),
             "activation_function": activations[self.hidden_act],
             "n_inner": None if self.expand_ratio == 4 else self.expand_ratio * self.hidden_size,
             **{key: getattr(self, ours) for ours, (key, _) in _HF_FIELDS.items()},
             "n_positions": self.positions,
             "n_ctx": self.positions,
         }
-        if self.pad_token_id not in self.eos_token_ids:
+        # A classifier of theirs finds the last token of a row by the padding behind it.
+        if self.is_classifier or self.pad_token_id not in self.eos_token_ids:
             values["pad_token_id"] = self.pad_token_id
         return values
 
@@ -184,11 +184,13 @@ class Gpt2Config(ModelConfig):
         """Numbers in the weights.
 
         Per block: query, key, value and output 4(H^2 + H), feed-forward 2 r H^2 + (r + 1) H with
-        r = expand_ratio, two norms 4H. Outside: both tables, the last norm, the head when untied.
+        r = expand_ratio, two norms 4H. Outside: both tables, the last norm, the head unless tied.
         """
         hidden, ratio = self.hidden_size, self.expand_ratio
         block = (4 + 2 * ratio) * hidden**2 + (4 + ratio + 1 + 4) * hidden
         head = 0 if self.tie_word_embeddings else self.vocab_size * hidden
+        if self.is_classifier:
+            head = self.num_labels * hidden
         tables = (self.vocab_size + self.positions) * hidden
         return tables + self.num_layers * block + 2 * hidden + head
 

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from lm_core.data.preprocess import Preprocessor
 from lm_core.data.text import TEXT, WIKITEXT2
+from lm_core.data.txtcls import TXTCLS
 
-PREPROCESSORS: dict[str, Preprocessor] = {"wikitext2": WIKITEXT2, "text": TEXT}
+PREPROCESSORS: dict[str, Preprocessor] = {"wikitext2": WIKITEXT2, "text": TEXT, "txtcls": TXTCLS}

@@ -74,7 +74,7 @@ class Gpt2(CausalLM):
             [_block(config, context, layer) for layer in range(config.num_layers)]
         )
         self.norm = LayerNorm(hidden, config.layernorm_epsilon)
-        if not self.tied:
+        if not (self.tied or config.is_classifier):
             self.head = Linear(hidden, config.vocab_size, bias=False, std=std, dtype=dtype)
         if not init.skip_initial_values():
             self.initialize(0)

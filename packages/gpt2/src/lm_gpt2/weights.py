@@ -32,7 +32,9 @@ def shapes(config: Gpt2Config) -> dict[str, Shape]:
         found |= _linear(block + "mlp.up", hidden, inner)
         found |= _linear(block + "mlp.down", inner, hidden)
     found |= _norm("norm", hidden)
-    if not config.tie_word_embeddings:
+    if config.is_classifier:
+        found["score.weight"] = (hidden, config.num_labels)
+    elif not config.tie_word_embeddings:
         found["head.weight"] = (hidden, config.vocab_size)
     return found
 

@@ -195,7 +195,13 @@ class Table:
             ]
         return rows
 
-    def load(self, source: Tensors, config: Any, absent: Collection[str] = ()) -> Mapped:
+    def load(
+        self,
+        source: Tensors,
+        config: Any,
+        absent: Collection[str] = (),
+        spare: Collection[str] = (),
+    ) -> Mapped:
         """Their tensors as ours.
 
         Args:
@@ -203,6 +209,8 @@ class Table:
             config: the model's configuration.
             absent: our names that the file may lack (a head that is trained afresh); the result
                 lacks them too.
+            spare: our names that the file may have and this configuration has not (the head of
+                another task); they are passed over.
 
         Raises:
             CheckpointError: unknown, missing or wrongly shaped tensors, all of them, one line for
@@ -214,6 +222,10 @@ class Table:
         unused = self._spelling(source)
         steps: dict[str, _Step] = {}
         ties: list[tuple[str, str]] = []
+        for row in (*self.rows, *(Row((name,), (name,)) for name in spare)):
+            if set(row.ours) <= set(spare):
+                for name in row.theirs:
+                    unused.pop(name, None)
         for row in self.expand(config):
             active = all(name in shapes for name in row.ours)
             if not active and row.tie is None:

@@ -1,0 +1,159 @@
+"""What a task makes of records: which columns, what is trained, how it is scored.
+
+Steps, loop, optimizer and checkpoints are the same for all tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm_core.data.pipeline import COLUMNS, RecordDataset
+from lm_core.errors import DataError
+from lm_core.log import get_logger
+from lm_core.train.batch import Columns, causal_batch, class_batch
+from lm_core.train.evaluation import ClassEvaluator, Evaluator
+
+if TYPE_CHECKING:
+    from lm_core.config.data import DatasetConfig
+    from lm_core.config.model import ModelConfig
+    from lm_core.train.step import MicroBatch
+
+_LABELS = ("labels",)
+
+
+class NextToken:
+    """Every token of a record is predicted from those before it.
+
+    Attributes:
+        metric: the name of the score.
+        unit: what is trained and counted.
+    """
+
+    metric, unit = "PerplexityMetric", "tokens"
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def open(self, section: DatasetConfig) -> RecordDataset:
+        """The records of a data set. Raises DataError if they cannot be read."""
+        return RecordDataset(section.data_loader.dataset_dir, section.input_columns)
+
+    def check(self, records: RecordDataset, training: bool) -> None:
+        """Raises DataError if records do not fit the model."""
+        first = next(records.stream([0]))
+        if len(first.get("labels", first["input_ids"])) == 1 < len(first["input_ids"]):
+            raise DataError(
+                f"{records.path}: records hold one label each; must be records of a language "
+                f"model; use others, or a run with trainer.type: text_classification"
+            )
+        records.check_length(self.config.seq_length, exact=training)
+        if records.row_length < 2:
+            raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
+
+    def batch_check(self, records: RecordDataset) -> Callable[[Columns, np.ndarray], None] | None:
+        """None: nothing beyond the ids is checked in each batch."""
+        return None
+
+    @property
+    def prepare(self) -> Callable[[Columns], MicroBatch]:
+        """Columns to input_ids and aligned labels."""
+        config = self.config
+        return partial(
+            causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id
+        )
+
+    def evaluator(self, model: Any, records: RecordDataset, batch_size: int) -> Evaluator:
+        """Measures loss and perplexity."""
+        return Evaluator(model, records, batch_size)
+
+
+class TextClass:
+    """Every record has one class. Attributes as NextToken."""
+
+    metric, unit = "Accuracy", "records"
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def open(self, section: DatasetConfig) -> RecordDataset:
+        """The records of a data set. Raises DataError if they cannot be read or have no labels."""
+        path = section.data_loader.dataset_dir
+        records = RecordDataset(path, section.input_columns, single=_LABELS)
+        missing = [name for name in COLUMNS if name not in records.columns]
+        if missing:
+            raise DataError(
+                f"{path}: has no column {', '.join(missing)}; text classification needs "
+                f"{', '.join(COLUMNS)}; write the records with `preprocess txtcls`"
+            )
+        return records
+
+    def check(self, records: RecordDataset, training: bool) -> None:
+        """Compares length and all labels with the model; warns of classes without a record.
+
+        Raises:
+            DataError: they do not fit.
+        """
+        config, first = self.config, next(records.stream([0]))
+        length = len(first["input_ids"])
+        if len(first["labels"]) != 1:
+            raise DataError(
+                f"{records.path}: records hold {len(first['labels'])} labels each; must hold one, "
+                f"the class of the text; write the records with `preprocess txtcls`"
+            )
+        if length > config.seq_length:
+            raise DataError(
+                f"{records.path}: records hold {length} ids; seq_length {config.seq_length} is the "
+                f"most; run preprocess with --max_length {config.seq_length} or less"
+            )
+        labels = records.values("labels")
+        wrong = np.flatnonzero((labels < 0) | (labels >= config.num_labels))
+        if wrong.size:
+            raise DataError(
+                f"{records.locate(int(wrong[0]))}: the label is {labels[wrong[0]]}; must be 0 to "
+                f"{config.num_labels - 1}; set model.model_config.num_labels to the number of "
+                f"classes (at least {labels.max() + 1}), or mend the records"
+            )
+        empty = sorted(set(range(config.num_labels)) - set(labels.tolist()))
+        if training and empty:
+            get_logger(__name__).warning(
+                "%s: has no record of class %s; is num_labels %d right?",
+                records.path, ", ".join(map(str, empty)), config.num_labels,
+            )  # fmt: skip
+
+    def batch_check(self, records: RecordDataset) -> Callable[[Columns, np.ndarray], None]:
+        """What checks the masks of each batch; it raises DataError."""
+        return partial(_check_masks, records)
+
+    @property
+    def prepare(self) -> Callable[[Columns], MicroBatch]:
+        """Columns to input_ids and labels at the last tokens."""
+        return class_batch
+
+    def evaluator(self, model: Any, records: RecordDataset, batch_size: int) -> Evaluator:
+        """Measures loss and accuracy."""
+        return ClassEvaluator(model, records, batch_size, check=self.batch_check(records))
+
+
+Objective = NextToken | TextClass
+
+
+def objective(config: ModelConfig) -> Objective:
+    """The objective of a model's task."""
+    return TextClass(config) if config.is_classifier else NextToken(config)
+
+
+def _check_masks(
+    records: RecordDataset, columns: Mapping[str, np.ndarray], rows: np.ndarray
+) -> None:
+    """The last token of a row is found by counting: ones, then zeros to the end."""
+    mask = columns["attention_mask"]
+    bad = (mask[:, 0] != 1) | ((mask != 0) & (mask != 1)).any(1) | (np.diff(mask) > 0).any(1)
+    if bad.any():
+        raise DataError(
+            f"{records.locate(int(rows[np.argmax(bad)]))}: attention_mask must be ones at the "
+            f"tokens, at least one, and then zeros; write the records with `preprocess txtcls`"
+        )
