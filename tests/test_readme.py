@@ -28,6 +28,7 @@ SMALLER = [
     (r"--max_length 1025", "--max_length 33"),
     (r"--max_length 129", "--max_length 33"),
     (r"--config gpt2_txtcls(?= )", "--config tiny_txtcls.yaml"),
+    (r"--config gpt2_lora(?= )", "--config tiny_lora.yaml"),
     (r"--max_length 64", "--max_length 32"),
     (r"--max_steps (200|50)", "--max_steps 2"),
     (r"\[50256\]", "[399]"),
@@ -79,6 +80,8 @@ def write_checkpoint(folder: Path) -> None:
         "base": "gpt2_tiny", "model": {"model_config": config}, "runner_config": {"max_steps": 2}
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(run))
+    run["base"] = "gpt2_lora"
+    (folder / "tiny_lora.yaml").write_text(yaml.safe_dump(run))
     run["base"] = "gpt2_txtcls"
     (folder / "tiny_txtcls.yaml").write_text(yaml.safe_dump(run))
 

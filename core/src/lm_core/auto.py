@@ -98,17 +98,18 @@ class AutoModel:
         source = hub.weights(name_or_path, source)
         config = source.config.copy(changes)
         config.checkpoint_name_or_path = str(source.path)
-        tensors = _tensors(source, config, HEAD_OF_CLASSES if new_head else ())
+        adapter = adapter or source.adapter  # which may bring the head that it was trained with
+        tensors = _tensors(source, config, HEAD_OF_CLASSES if new_head or adapter else ())
         model = empty_model(config, context=context, seed=seed)
         io.assign(model.named_parameters(), tensors)
         missing = set(HEAD_OF_CLASSES) & model.named_parameters().keys() - tensors.specs.keys()
-        if missing:
+        if missing and not adapter:
             get_logger(__name__).warning(
                 "%s: %s is new and random (seed %d); train it before it is used",
                 source.path, ", ".join(missing), seed,
             )  # fmt: skip
             model.initialize(seed, missing)
-        return _with_adapter(model, adapter or source.adapter)
+        return _with_adapter(model, adapter)
 
     @staticmethod
     def from_config(

@@ -276,6 +276,11 @@ class Trainer:
             if not adapters.has_adapter(resume):
                 return empty_model(config)
             base = run.load_checkpoint or adapters.base_of(resume)
+            if not base:
+                raise CheckpointError(
+                    f"load_checkpoint: is missing; {resume} holds an adapter alone; give the "
+                    f"weights that it was trained on"
+                )
             return AutoModel.from_pretrained(base, config=config)
         if start and resume is None:
             return AutoModel.from_pretrained(

@@ -15,7 +15,8 @@ from lm_core.data import txtcls as module
 from lm_core.data.txtcls import COLUMNS, TXTCLS, dataset_name
 from lm_core.errors import DataError
 
-DATA = Path(os.environ.get("LM_TEST_DATA", "nowhere"))
+ROOT = Path(__file__).resolve().parents[3]
+DATA = Path(os.environ.get("LM_TEST_DATA", ROOT / ".." / "shared" / "data"))
 END = "<|endoftext|>"
 
 

@@ -365,6 +365,6 @@ def test_what_is_wrong_is_said_before_anything_is_computed(make, data, tmp_path)
     with pytest.raises(CheckpointError, match="load_checkpoint: is missing"):
         make().evaluate()
     with pytest.raises(ConfigError, match="pet_method"):
-        Trainer(model="gpt2", pet_method="lora")
+        Trainer(model="gpt2", pet_method="prefix")
     with pytest.raises(ConfigError, match="task: 'text_generatoin'"):
         Trainer(task="text_generatoin", model="gpt2")

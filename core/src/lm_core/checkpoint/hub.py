@@ -177,6 +177,8 @@ def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -
 def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     """The weights that an adapter alone in its folder was trained on."""
     base = files.base_of(path)
+    if config is None and (path / "config.json").is_file():
+        config = _described(path, spec, None).config.copy(pet_config=None)
     try:
         return resolve(base, spec=spec, config=config)
     except CheckpointError as error:

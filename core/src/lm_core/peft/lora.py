@@ -152,11 +152,11 @@ def attach(model: Network, config: LoraConfig, seed: int = 0) -> None:
     linears = dict(_linears(model))
     for number, layer in enumerate(chosen):
         linear = linears[layer]
-        linear.adapter = Lora(linear, layer, config, model, _FIRST_SITE + number, seed)
-        linear.adapter.set_train(model.training)
-        # Becoming part of a Cell has put the Cell's name for it in front.
-        linear.adapter.lora_a.name = f"{layer}.lora_a"
-        linear.adapter.lora_b.name = f"{layer}.lora_b"
+        adapter = Lora(linear, layer, config, model, _FIRST_SITE + number, seed)
+        adapter.set_train(model.training)
+        # Assignment would put "adapter." in front of all of its names, dropout_state's too.
+        del linear.adapter
+        linear.insert_child_to_cell("adapter", adapter)
     model.config.pet_config = config.model_copy()
     model.forget_graphs()
     freeze(model, config)

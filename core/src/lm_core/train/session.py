@@ -6,13 +6,14 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_core.checkpoint import atomic, hub, saved
+from lm_core.checkpoint import atomic, hub, io, saved
 from lm_core.config.load import dump_run
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
 from lm_core.data.pipeline import BatchIterator, RecordDataset
 from lm_core.errors import ConfigError, DataError, TokenizerError
 from lm_core.log import get_logger
+from lm_core.peft import files as adapters
 from lm_core.train import nonfinite
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
@@ -183,6 +184,7 @@ def build(
         run_text=dump_run(run),
         metrics=log_folder(run) / saved.METRICS,
         files=files or {},
+        base=_base(run, model),
     )
     if resume is not None:
         _resume(state, resume, schedule)
@@ -240,6 +242,21 @@ def _batches(run: RunConfig, records: RecordDataset) -> BatchIterator:
         vocab_size=run.model.config.vocab_size,
         check=objective(run.model.config).batch_check(records),
     )
+
+
+def _base(run: RunConfig, model: Network) -> tuple[str, str] | None:
+    """Where the weights under an adapter that is saved alone came from, and their checksum."""
+    if run.checkpoint is None or not run.checkpoint.save_trainable_params:
+        return None
+    if model.config.pet_config is None:
+        return None
+    named = model.config.checkpoint_name_or_path
+    if not named:
+        log.warning("the weights under the adapter are in no file; checkpoints hold them, too")
+        return None
+    weights = io.Parameters(model.named_parameters())
+    base_sum = adapters.checksum(weights, model.config.param_init_type)
+    return str(Path(named).resolve()) if Path(named).exists() else named, base_sum
 
 
 def _total_steps(run: RunConfig, steps_per_epoch: int) -> int:

@@ -2,7 +2,8 @@
 
 A directory `<prefix>-<step>` is complete or absent (`checkpoint.atomic`) and holds
 
-    model.safetensors, config.json   a model directory like any other, for from_pretrained
+    model.safetensors, config.json   a model directory like any other, for from_pretrained; or, with
+                                     save_trainable_params, an adapter alone (lm_core.peft.files)
     optimizer.safetensors            the optimizer's float32 state
     training.json                    counters, loss scale, position in the data, seed
     run.yaml                         the resolved run
@@ -25,12 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
 from lm_core.checkpoint.saved import METRICS, STATE
 from lm_core.errors import CheckpointError
+from lm_core.peft import files as adapters
 
 if TYPE_CHECKING:
+    from mindspore import Parameter
+
     from lm_core.config.model import ModelConfig
     from lm_core.data.pipeline import BatchIterator
     from lm_core.nn.network import Network
@@ -54,6 +59,8 @@ class TrainState:
         run_text: the resolved run as YAML.
         metrics: the file with the history of the run.
         files: more files for every checkpoint (the tokenizer's), by name.
+        base: for checkpoints that hold an adapter and not the weights under it: where these came
+            from, and their checksum. None: checkpoints hold everything.
     """
 
     model: Network
@@ -63,6 +70,7 @@ class TrainState:
     run_text: str = ""
     metrics: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    base: tuple[str, str] | None = None
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint; `directory` is there whole or not at all.
@@ -79,7 +87,7 @@ class TrainState:
             copy: keep it, in host memory, while training goes on. False: it must be written before
                 the next step.
         """
-        weights: Tensors = io.Parameters(self.model.named_parameters())
+        weights: Tensors = io.Parameters(self._saved())
         moments: Tensors = io.Parameters(self.step.optimizer.state())
         history = self.metrics.stat().st_size if self.metrics and self.metrics.exists() else 0
         return Snapshot(
@@ -92,7 +100,15 @@ class TrainState:
             metrics=self.metrics if history else None,
             history=history,
             files=self.files,
+            base=self.base,
         )
+
+    def _saved(self) -> dict[str, Parameter]:
+        """The weights that a checkpoint holds."""
+        every = self.model.named_parameters()
+        if self.base is None:
+            return every
+        return {name: parameter for name, parameter in every.items() if parameter.requires_grad}
 
     def counters(self) -> dict[str, Any]:
         """The content of training.json."""
@@ -123,7 +139,7 @@ class TrainState:
         if changed:
             raise CheckpointError(*changed)
         self.data.load_state(before["data"])
-        _assign(self.model.named_parameters(), io.open_directory(directory))
+        _assign(self._saved(), self._weights_in(directory))
         _assign(self.step.optimizer.state(), io.open_file(directory / OPTIMIZER))
         self.loss_scale.load_state(before["loss_scale"])
         self.step.steps, self.step.updates = int(before["step"]), int(before["updates"])
@@ -131,6 +147,14 @@ class TrainState:
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
             kept = directory / METRICS
             self.metrics.write_bytes(kept.read_bytes() if kept.exists() else b"")
+
+    def _weights_in(self, directory: Path) -> Tensors:
+        if self.base is None:
+            return io.open_directory(directory)
+        config = self.model.config
+        adapter = adapters.read(directory, registry.find(self.model.spec_name), config)
+        adapters.check_base(adapter, io.Parameters(self.model.named_parameters()))
+        return Memory(adapter.arrays, adapter.where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +171,7 @@ class Snapshot:
         metrics: the file with the history of the run, which may be growing.
         history: bytes of it that belong to this moment.
         files: more files, by name.
+        base: as of TrainState.
     """
 
     spec_name: str
@@ -158,6 +183,7 @@ class Snapshot:
     metrics: Path | None = None
     history: int = 0
     files: Mapping[str, Path] = field(default_factory=dict)
+    base: tuple[str, str] | None = None
 
     def write(self, directory: Path) -> None:
         """Writes a checkpoint; `directory` is there whole or not at all.
@@ -167,7 +193,7 @@ class Snapshot:
         """
         atomic.require_space(directory, self.nbytes)
         with atomic.new_directory(directory, overwrite=True) as scratch:
-            io.write_native(scratch, self.spec_name, self.config, self.weights)
+            self._write_weights(scratch)
             tensorfile.write(scratch / OPTIMIZER, self.moments)
             (scratch / STATE).write_text(json.dumps(self.counters, indent=1) + "\n")
             (scratch / RUN).write_text(self.run_text, encoding="utf-8")
@@ -176,6 +202,16 @@ class Snapshot:
                     (scratch / METRICS).write_bytes(file.read(self.history))
             for name, source in self.files.items():
                 io.add_file(scratch / name, source)
+
+    def _write_weights(self, scratch: Path) -> None:
+        if self.base is None:
+            io.write_native(scratch, self.spec_name, self.config, self.weights)
+            return
+        assert self.config.pet_config is not None
+        arrays = {name: self.weights.read(name) for name in self.weights.specs}
+        adapter = adapters.Adapter(self.config.pet_config, arrays, *self.base)
+        io.write_config(scratch, self.spec_name, self.config)
+        adapters.write(scratch, adapter, registry.find(self.spec_name), self.config)
 
     @property
     def nbytes(self) -> int:
