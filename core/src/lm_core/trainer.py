@@ -281,7 +281,7 @@ class Trainer:
                     f"load_checkpoint: is missing; {resume} holds an adapter alone; give the "
                     f"weights that it was trained on"
                 )
-            return AutoModel.from_pretrained(base, config=config)
+            return AutoModel.from_pretrained(base, config=config, adapter=resume)
         if start and resume is None:
             return AutoModel.from_pretrained(
                 start, config=config, adapter=adapter, new_head=True, seed=run.seed

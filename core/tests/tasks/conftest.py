@@ -59,7 +59,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
         presets={"toy": LookConfig(), "toy_big": LookConfig(hidden_size=16)},
         build=lambda config, context: None,
         hf_types=(),
-        tables={"theirs": SimpleNamespace(shapes=shapes)},
+        tables={"hf": SimpleNamespace(shapes=shapes)},
         tokenizer=lambda folder: Letters(),
         configs=runs,
     )

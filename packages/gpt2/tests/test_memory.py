@@ -14,6 +14,7 @@ import pytest
 
 from lm_core.cli import run_verb
 from lm_core.nn import memory
+from lm_core.peft import targets
 from lm_core.spec import read_run
 from lm_gpt2 import SPEC
 
@@ -73,6 +74,20 @@ def test_training_against_measured_peaks(megabytes, batch, shape, more):
     shapes = SPEC.tables["hf"].shapes(settings.model.config)
     found = memory.training(settings, shapes).peak / 1e6
     assert megabytes / 1.2 < found < megabytes * 1.2, f"{found:.0f} MB"
+
+
+@pytest.mark.parametrize(("megabytes", "dropout"), [(3051, 0.1), (2858, 0.0)])
+def test_an_adapter_against_measured_peaks(megabytes, dropout):
+    """124M, rank 64 on q and v; the base without dropout."""
+    pet = {"lora_rank": 64, "lora_alpha": 128, "lora_dropout": dropout}
+    settings = run(4, {**sizes(12, 768, 12, 256, 50257, **OFF), "pet_config": pet})
+    config = settings.model.config
+    shapes = targets.shapes(SPEC, config)
+    chosen = targets.trained(shapes, config.pet_config)
+    trained = {name: shape for name, shape in shapes.items() if name in chosen}
+    found = memory.training(settings, shapes, trained=trained)
+    assert megabytes / 1.2 < found.peak / 1e6 < megabytes * 1.2, f"{found.peak / 1e6:.0f} MB"
+    assert found.optimizer == 8 * 12 * 2 * 2 * 64 * 768
 
 
 GENERATED = [

@@ -326,3 +326,30 @@ def test_it_learns_the_sentiment_of_reviews(tmp_path):
     assert found["accuracy"] > 0.7 and found["loss"] < math.log(2) - 0.1
     texts = ["a wonderful , moving film", "a dull and stupid mess"]
     assert [item["label"] for item in trainer.predict(texts)] == ["LABEL_1", "LABEL_0"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_and_a_head_are_trained_together(make, sizes, tmp_path, alone):
+    """The head is saved with the adapter; both go on, and answer, from the run's output."""
+    fields = {key: value for key, value in sizes.items() if key != "preset"}
+    base = tmp_path / "base"
+    tiny.model(SPEC, **{**fields, "num_layers": 1}).save_pretrained(base)
+    pet = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1}
+    changes = {
+        "model": {"pet_config": pet}, "load_checkpoint": str(base),
+        "callbacks": [{"type": "CheckpointMonitor", "save_checkpoint_steps": 3,
+                       "save_trainable_params": alone}],
+    }  # fmt: skip
+    trainer = make("whole", **changes)
+    last = trainer.finetune(base)
+    trained = {n for n, p in trainer.network.named_parameters().items() if p.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained} == {"lora_a", "lora_b", "weight"}
+    assert [name for name in trained if name.endswith("weight")] == ["score.weight"]
+    assert (last / "model.safetensors").exists() != alone
+    make("part", runner_config__max_steps=3, **changes).finetune(base)
+    resumed = make("part", resume_training=True, **changes).finetune(base)
+    for name, array in tiny.weights(trainer.network).items():
+        loaded = tiny.weights(AutoModel.from_pretrained(resumed))[name]
+        np.testing.assert_array_equal(loaded, array, err_msg=name)
+    expected = trainer.evaluate()
+    assert make("again", **changes).evaluate(resumed) == expected

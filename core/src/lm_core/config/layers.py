@@ -124,7 +124,7 @@ class Layers:
 
     def _displace(self, path: KeyPath, kept: Container[KeyPath]) -> None:
         """Drops what says in another way what is said at `path` now."""
-        section = self.values.get(path[0])
+        section = self.values.get(str(path[0]))
         if path not in _WARM_UPS or not isinstance(section, dict):
             return
         for other in _WARM_UPS:

@@ -141,23 +141,28 @@ def held(shapes: Shapes, rank: Rank, layers: int) -> int:
     return round(total)
 
 
-def training(run: RunConfig, shapes: Shapes, rank: Rank | None = None) -> Training:
+def training(
+    run: RunConfig, shapes: Shapes, rank: Rank | None = None, trained: Shapes | None = None
+) -> Training:
     """The memory of a process that trains a run.
 
     Args:
         run: all settings.
         shapes: of the weights, by our names.
         rank: what it holds; None: everything.
+        trained: those of the weights that are trained; None: all.
     """
     config = run.model.config
     rank = rank or Rank(config.num_layers)
-    count = held(shapes, rank, config.num_layers)
-    weights = count * BYTES[config.param_init_type]
+    trained = shapes if trained is None else trained
+    weights = held(shapes, rank, config.num_layers) * BYTES[config.param_init_type]
+    count = held(trained, rank, config.num_layers)
+    gradients = count * BYTES[config.param_init_type]
     moments = 2 if run.optimizer.type == "adamw" else int(run.optimizer.momentum > 0)
     accumulated = run.runner_config.gradient_accumulation_steps > 1
     buffers = 4 * count * accumulated
-    shape = _Step(run, shapes, rank)
-    applied = weights + (buffers if accumulated else shape.largest)
+    shape = _Step(run, shapes, rank, trained)
+    applied = gradients + (buffers if accumulated else shape.largest)
     state = 4 * count * moments / rank.state_split
     masks = 2 * 4 * config.seq_length**2
     block = _BLOCK[shape.dropout, shape.recomputed]
@@ -168,7 +173,7 @@ def training(run: RunConfig, shapes: Shapes, rank: Rank | None = None) -> Traini
         weights=weights,
         optimizer=state,
         buffers=buffers,
-        gradients=weights,
+        gradients=gradients,
         activations=shape.kept + shape.logits,
         peak=program + weights + state + buffers + fullest,
     )
@@ -177,7 +182,7 @@ def training(run: RunConfig, shapes: Shapes, rank: Rank | None = None) -> Traini
 class _Step:
     """Bytes of what a training step keeps; the letters are those of the module docstring."""
 
-    def __init__(self, run: RunConfig, shapes: Shapes, rank: Rank) -> None:
+    def __init__(self, run: RunConfig, shapes: Shapes, rank: Rank, trained: Shapes) -> None:
         config = run.model.config
         rows = ceil(run.runner_config.batch_size / rank.parts)
         tokens, width = rows * config.seq_length, _width(run)
@@ -186,11 +191,12 @@ class _Step:
         self.hidden = width * tokens * config.hidden_size
         self.inner = width * tokens * sum(_inner(shapes)) / rank.split
         self.scores = width * rows * config.num_heads * config.seq_length**2 / rank.split
-        self.logits = 3.3 * 4 * tokens * config.vocab_size / rank.split
+        outputs = config.num_labels if config.is_classifier else config.vocab_size
+        self.logits = 3.3 * 4 * tokens * outputs / rank.split
         self.kept = self._kept(rank.layers, rank.in_flight)
         # With a head of its own, the table's gradient is one of many and the largest is squared.
-        tables = prod(shapes["embedding.weight"]) if "embedding.weight" in shapes else 0
-        tied = "head.weight" not in shapes
+        tables = prod(trained["embedding.weight"]) if "embedding.weight" in trained else 0
+        tied = "head.weight" not in shapes and not config.is_classifier
         self.largest = (2 if tied else 1) * 4 * tables / rank.split
 
     def _kept(self, layers: int, in_flight: int) -> float:

@@ -94,7 +94,7 @@ def checksum(weights: Tensors, dtype: str = "float32") -> str:
             continue
         array = np.ascontiguousarray(cast(weights.read(name), FLOATS[dtype]))
         total.update(f"{name} {list(array.shape)}\n".encode())
-        total.update(memoryview(array.reshape(-1).view(np.uint8)))
+        total.update(array.reshape(-1).view(np.uint8).data)
     return f"{dtype}:{total.hexdigest()}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,14 +175,10 @@ def _check_same(model: Network, adapter: files.Adapter) -> None:
 
 def freeze(model: Network, config: LoraConfig) -> None:
     """Sets `requires_grad`: of adapters, task heads and what `freeze_exclude` names."""
-    for name, parameter in model.named_parameters().items():
-        trained = (
-            layout.is_adapter_name(name)
-            or targets.is_task_head(name)
-            or any(fnmatchcase(name, pattern) for pattern in config.freeze_exclude or [])
-        )
-        kept = any(fnmatchcase(name, pattern) for pattern in config.freeze_include or [])
-        parameter.requires_grad = trained and not kept
+    parameters = model.named_parameters()
+    chosen = targets.trained(parameters, config)
+    for name, parameter in parameters.items():
+        parameter.requires_grad = name in chosen
 
 
 def layers(model: Network) -> dict[str, Linear]:

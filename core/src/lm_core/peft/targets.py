@@ -8,6 +8,8 @@ model card of others works as it stands.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lm_core.errors import ConfigError
@@ -95,6 +97,26 @@ def adapter_shapes(spec: ModelSpec, config: ModelConfig, lora: LoraConfig) -> di
         found[f"{layer}.lora_a"] = (inputs, lora.lora_rank)
         found[f"{layer}.lora_b"] = (lora.lora_rank, outputs)
     return found
+
+
+def trained(names: Iterable[str], lora: LoraConfig | None) -> set[str]:
+    """Those of a model's parameters that are trained: all, or what goes with an adapter."""
+    if lora is None:
+        return set(names)
+    also, never = lora.freeze_exclude or [], lora.freeze_include or []
+    return {
+        name
+        for name in names
+        if is_adapter_parameter(name)
+        or is_task_head(name)
+        or any(fnmatchcase(name, pattern) for pattern in also)
+        if not any(fnmatchcase(name, pattern) for pattern in never)
+    }
+
+
+def is_adapter_parameter(name: str) -> bool:
+    """Whether one of our own names is that of an adapter's parameter."""
+    return name.endswith((".lora_a", ".lora_b"))
 
 
 def _matcher(wanted: str | list[str], where: str) -> Any:

@@ -124,7 +124,7 @@ def write(
 
 
 def write_hf(
-    directory: Path, source: Source, ours: Tensors, limit: int | None, progress: Progress
+    directory: Path, source: Source, ours: Tensors, limit: int | None, progress: Progress | None
 ) -> None:
     """Writes what `transformers` reads: its config.json and safetensors with its names."""
     from lm_core.checkpoint.layout.tensors import dtype_name
@@ -147,7 +147,7 @@ def write_ckpt(
     ours: Tensors,
     layout: str,
     notes: dict[str, str],
-    progress: Progress,
+    progress: Progress | None,
 ) -> None:
     """Writes a MindSpore .ckpt with the names of `layout`, and a config.json that says so."""
     from lm_core.checkpoint import ckpt, io

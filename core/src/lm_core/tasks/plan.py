@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lm_core.checkpoint.tensorfile import parse_size
 from lm_core.config.flags import add_run_arguments
-from lm_core.log import get_logger
 from lm_core.nn import memory
 from lm_core.parallel import machine
+from lm_core.peft import targets
 from lm_core.tasks.config import looked_at
 
 if TYPE_CHECKING:
@@ -27,9 +27,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     """Prints parameters, memory of training and of generation, and what the machine has."""
     settings = looked_at(spec, args, overrides)
-    shapes = next(iter(spec.tables.values())).shapes(settings.model.config)
-    lines = [*_parameters(settings, shapes), "", *_training(settings, shapes)]
-    lines += ["", *_generation(settings, shapes), "", *_verdict(settings, shapes)]
+    config = settings.model.config
+    shapes = targets.shapes(spec, config)
+    chosen = targets.trained(shapes, config.pet_config)
+    trained = {name: shape for name, shape in shapes.items() if name in chosen}
+    lines = [*_parameters(settings, shapes, trained), "", *_training(settings, shapes, trained)]
+    lines += ["", *_generation(settings, shapes), "", *_verdict(settings, shapes, trained)]
     print("\n".join(lines))
     return 0
 
@@ -45,19 +48,20 @@ def ranks(settings: RunConfig) -> dict[str, memory.Rank]:
     return found or {"one process": memory.Rank(config.num_layers)}
 
 
-def _parameters(settings: RunConfig, shapes: memory.Shapes) -> Iterator[str]:
+def _parameters(
+    settings: RunConfig, shapes: memory.Shapes, trained: memory.Shapes
+) -> Iterator[str]:
     config = settings.model.config
     counts = memory.parts(shapes)
-    trained = sum(counts.values())
+    total, moving = sum(counts.values()), sum(memory.parts(trained).values())
+    some = f"{moving:,} ({100 * moving / total:.2f} %)" if moving < total else "all"
     name = settings.trainer.model_name or config.type
-    yield f"{name}: {trained:,} parameters, all trained, {config.param_init_type}"
+    yield f"{name}: {total:,} parameters, {some} trained, {config.param_init_type}"
     for part, count in counts.items():
-        yield f"  {part:<20}{count:>18,}  {100 * count / trained:5.1f} %"
-    if config.pet_config is not None:
-        get_logger(__name__).warning("pet_config: adapters are not built yet; all is trained here")
+        yield f"  {part:<20}{count:>18,}  {100 * count / total:5.1f} %"
 
 
-def _training(settings: RunConfig, shapes: memory.Shapes) -> Iterator[str]:
+def _training(settings: RunConfig, shapes: memory.Shapes, trained: memory.Shapes) -> Iterator[str]:
     runner, config = settings.runner_config, settings.model.config
     parts = runner.gradient_accumulation_steps
     accumulated = f", {parts} of them before an update" if parts > 1 else ""
@@ -67,7 +71,7 @@ def _training(settings: RunConfig, shapes: memory.Shapes) -> Iterator[str]:
         f"{settings.optimizer.type}{recomputed}"
     )
     found = {
-        name: asdict(memory.training(settings, shapes, rank))
+        name: asdict(memory.training(settings, shapes, rank, trained))
         for name, rank in ranks(settings).items()
     }
     yield from _table(found)
@@ -93,7 +97,7 @@ def _table(found: dict[str, dict[str, float]]) -> Iterator[str]:
         yield f"  {kind:<20}{cells}"
 
 
-def _verdict(settings: RunConfig, shapes: memory.Shapes) -> Iterator[str]:
+def _verdict(settings: RunConfig, shapes: memory.Shapes, trained: memory.Shapes) -> Iterator[str]:
     """What there is, and what fits."""
     what, there = limit(settings)
     yield what
@@ -102,7 +106,7 @@ def _verdict(settings: RunConfig, shapes: memory.Shapes) -> Iterator[str]:
     rows = settings.predict_batch_size or 1
     for name, rank in ranks(settings).items():
         peaks = {
-            "training": memory.training(settings, shapes, rank).peak,
+            "training": memory.training(settings, shapes, rank, trained).peak,
             "generation": memory.generation(settings, shapes, rank, rows=rows).peak,
         }
         fits = (f"{verb} {_compared(peak, there)}" for verb, peak in peaks.items())

@@ -38,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_run_arguments(parser)
     group = parser.add_argument_group("generation")
     for name, (kind, text) in SETTINGS.items():
-        switch = {"nargs": "?", "const": True} if kind is str2bool else {}
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is str2bool else {}
         group.add_argument(f"--{name}", type=kind, help=text, **switch)
     group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
     group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")

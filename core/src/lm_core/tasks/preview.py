@@ -193,7 +193,7 @@ class Painter:
         known = self.tokenizer.vocab_size
         parts = groupby(ids, lambda index: 0 <= index < known)
         text = "".join(
-            self.tokenizer.decode(list(part))
+            str(self.tokenizer.decode(list(part)))
             if inside
             else "".join(f"<id {index}>" for index in part)
             for inside, part in parts
