@@ -19,6 +19,7 @@ from lm_core.errors import CheckpointError, ConfigError
 from lm_core.peft import files, layout
 from lm_core.testing import tiny
 from lm_core.testing.adapters import adapted_model
+from lm_core.testing.parity import TOLERANCES
 from lm_gpt2 import SPEC
 
 PET = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": ".*dense[13].*"}
@@ -182,6 +183,23 @@ def test_peft_reads_and_writes_by_hand(tmp_path):
     actual = adapted(Tensor(ids)).asnumpy()
     np.testing.assert_allclose(actual, expected(Tensor(ids)).asnumpy(), rtol=0, atol=1e-5)
     assert np.abs(actual - tiny.model(SPEC)(Tensor(ids)).asnumpy()).max() > 0.05
+
+
+@pytest.mark.parity
+def test_equals_peft(tmp_path):
+    """Logits recorded from PEFT; then through our layout and back to PEFT's."""
+    from mindspore import Tensor
+
+    case = Path(__file__).parent / "goldens_lora"
+    with np.load(case / "golden.npz", allow_pickle=False) as golden:
+        ids, expected = Tensor(golden["ids"].astype(np.int32)), golden["logits"]
+    model = AutoModel.from_pretrained(case, adapter=case / "adapter")
+    np.testing.assert_allclose(model(ids).asnumpy(), expected, rtol=0, atol=TOLERANCES.logits)
+    model.save_pretrained(tmp_path / "ours")
+    words = ["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "theirs")]
+    assert main(["convert", "gpt2", *words, "--format", "peft"]) == 0
+    again = AutoModel.from_pretrained(case, adapter=tmp_path / "theirs")
+    np.testing.assert_allclose(again(ids).asnumpy(), expected, rtol=0, atol=TOLERANCES.logits)
 
 
 def test_written_for_peft(tmp_path, capsys):
