@@ -280,6 +280,10 @@ def test_what_is_refused(tmp_path, base, capsys):
         get_pet_model(tiny.model(SPEC), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     arrays = dict(load_file(tmp_path / "adapter_model.safetensors"))
+    more = {**arrays, "base_model.model.transformer.wte.weight": np.zeros((2, 2), np.float32)}
+    save_file(more, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="holds base_model.model.transformer.wte.weight"):
+        get_pet_model(tiny.model(SPEC), tmp_path)
     arrays.pop(next(name for name in arrays if "lora_B" in name))
     save_file(arrays, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="only one of A and B is there"):

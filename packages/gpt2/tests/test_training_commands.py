@@ -19,6 +19,7 @@ from lm_core.cli import main
 from lm_core.config.load import dump_run
 from lm_core.testing import tiny
 from lm_core.tokenizer.bpe_train import train_bpe
+from lm_gpt2 import SPEC
 from lm_gpt2.tokenizer import Gpt2Tokenizer
 
 
@@ -143,6 +144,34 @@ def test_finetune_goes_on_from_weights_and_keeps_their_vocabulary(trained, tmp_p
     ours, theirs = (tiny.weights(AutoModel.from_pretrained(folder)) for folder in (tuned, "out"))
     for name, array in theirs.items():
         assert abs(array - ours[name]).max() < 1e-12
+
+
+@pytest.mark.slow
+def test_finetune_starts_from_weights_of_every_kind(data, sizes, tmp_path):
+    """The first loss is the same from each: no kind of source gives other weights in silence."""
+    fields = {key: value for key, value in sizes.items() if key != "preset"}
+    model = tiny.model(SPEC, **{**fields, "num_layers": 1, "vocab_size": 281})
+    native = tmp_path / "native"
+    model.save_pretrained(native)
+    tiny.write_hf(model, SPEC, tmp_path / "hf")
+    words = ["--input", str(native), "--output", str(tmp_path / "ckpt")]
+    assert main(["convert", "gpt2", *words, "--format", "mindformers"]) == 0
+    run = write_run(tmp_path / "run.yaml", data, {**sizes, "num_layers": 1}, seed=5)
+    out = tmp_path / "out"
+    trainer = Trainer(str(run))
+    trainer.run.output_dir, trainer.run.runner_config.max_steps = str(out), 1
+    trainer.run.lr_schedule.learning_rate, trainer.run.lr_schedule.lr_end = 1e-30, 0.0
+    losses = {}
+    for source in (
+        native, native / "model.safetensors", tmp_path / "hf", tmp_path / "ckpt",
+        tmp_path / "ckpt" / "gpt2.ckpt", out / "checkpoint" / "rank_0", out,
+    ):  # fmt: skip
+        # Once there are checkpoints, another run must not set them aside while it reads them.
+        trainer.run.output_dir = str(out if not out.exists() else tmp_path / "next")
+        trainer.finetune(source)
+        record = Path(trainer.run.output_dir) / "log" / "rank_0" / "metrics.jsonl"
+        losses[str(source)] = json.loads(record.read_text().splitlines()[0])["loss"]
+    assert len(losses) == 7 and len(set(losses.values())) == 1, losses
 
 
 def test_all_that_is_missing_is_said_at_once(workplace, data, sizes, tmp_path, capsys):

@@ -39,6 +39,11 @@ _UNKNOWN_TO_US = {
     "megatron_config": (None,),
     "use_qalora": (False, None),
     "trainable_token_indices": (None,),
+    "target_parameters": (None,),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "use_bdlora": (None, False),
 }
 
 
@@ -193,7 +198,7 @@ def _read_directory(path: Path, spec: ModelSpec, config: ModelConfig) -> Adapter
         lora, scales = _peft_settings(path, values, tensors)
         arrays = layout.load(tensors, spec, config, lora, scales)
         chosen = layout.layers(arrays)
-        arrays |= _heads(tensors)
+        arrays |= _heads(path, tensors)
     lora.target_modules = chosen
     return Adapter(lora, arrays, base, tensors.metadata.get("base", ""), str(path))
 
@@ -271,11 +276,18 @@ def _pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> An
     return default
 
 
-def _heads(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Task heads that PEFT saved with an adapter, as [in, out]."""
-    found = {}
-    for name in tensors.specs:
+def _heads(path: Path, tensors: Tensors) -> dict[str, np.ndarray]:
+    """Task heads that PEFT saved with an adapter, as [in, out]; there must be nothing else."""
+    found, unknown = {}, []
+    for name in (name for name in tensors.specs if not layout.is_adapter_name(name)):
         plain = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
         if targets.is_task_head(plain):
             found[plain] = np.ascontiguousarray(tensors.read(name).T)
+        else:
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: holds {', '.join(unknown)} beside A and B of layers, which is not read; "
+            f"merge the adapter with PEFT and convert the result"
+        )
     return found
