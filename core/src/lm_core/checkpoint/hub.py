@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io, saved
 from lm_core.checkpoint.layout.tensors import Tensors
-from lm_core.checkpoint.source import Source, table_of
+from lm_core.checkpoint.source import Source, read_json, table_of
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import get_logger, notice_once
@@ -151,19 +150,6 @@ def generation_defaults(directory: Path) -> dict[str, Any]:
     found = {key: values[key] for key in _GENERATION_KEYS if values.get(key) is not None}
     # Some publish temperature 0 beside do_sample: false; it means that there is none.
     return {key: value for key, value in found.items() if key != "temperature" or value}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: is not readable JSON ({error}); use another copy"
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must be a JSON object; use another copy")
-    return values
 
 
 def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lm_core.checkpoint import atomic, io
 from lm_core.checkpoint.layout.table import Mapped, Native, Table
@@ -116,3 +117,16 @@ def table_of(spec: ModelSpec, layout: str) -> Table:
         known = ", ".join(["native", *spec.tables])
         raise CheckpointError(f"{layout!r}: lm_{spec.name} has no such layout; use one of {known}")
     return spec.tables[layout]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is not readable JSON ({error}); use another copy"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: must be a JSON object; use another copy")
+    return values

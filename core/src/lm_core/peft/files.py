@@ -19,6 +19,7 @@ import numpy as np
 
 from lm_core.checkpoint import atomic, io, tensorfile
 from lm_core.checkpoint.layout.tensors import FLOATS, Memory, Tensors, cast
+from lm_core.checkpoint.source import read_json
 from lm_core.config.model import LoraConfig
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.peft import layout, targets
@@ -82,7 +83,7 @@ def base_of(directory: Path) -> str:
     Raises:
         CheckpointError: its settings cannot be read.
     """
-    return str(_settings(directory).get("base_model_name_or_path") or "")
+    return str(read_json(directory / CONFIG).get("base_model_name_or_path") or "")
 
 
 def checksum(weights: Tensors, dtype: str = "float32") -> str:
@@ -186,7 +187,7 @@ def write(
 def _read_directory(path: Path, spec: ModelSpec, config: ModelConfig) -> Adapter:
     if (path / atomic.MANIFEST).is_file():
         atomic.check(path)
-    values = _settings(path)
+    values = read_json(path / CONFIG)
     tensors = _open(path)
     base = str(values.pop("base_model_name_or_path", "") or "")
     if "lm_model" in values:
@@ -213,19 +214,6 @@ def _own_settings(path: Path, values: dict[str, Any], spec: ModelSpec) -> LoraCo
         return LoraConfig.parse(values)
     except ConfigError as error:
         raise CheckpointError(*(f"{path / CONFIG}: {text}" for text in error.problems)) from error
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    where = path / CONFIG
-    try:
-        values = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{where}: is not readable JSON ({error}); use another copy"
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{where}: must be a JSON object; use another copy")
-    return values
 
 
 def _open(path: Path) -> Tensors:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_core.checkpoint import hub
+from lm_core.checkpoint.source import read_json
 from lm_core.data.preprocess import Counts, Preprocessor, encode_all, find_inputs
 from lm_core.errors import ConfigError, DataError, LmError, TokenizerError
 from lm_core.log import progress
@@ -152,7 +152,7 @@ def _tokenizer(spec: ModelSpec, args: Namespace) -> Tokenizer:
 def _vocabulary_check(args: Namespace) -> Callable[[np.ndarray], None]:
     """Compares ids [L] with the model that the vocabulary lies beside, if it lies beside one."""
     path = Path(args.tokenizer or args.tokenizer_type) / "config.json"
-    size = hub.read_json(path).get("vocab_size") if path.is_file() else None
+    size = read_json(path).get("vocab_size") if path.is_file() else None
 
     def check(ids: np.ndarray) -> None:
         if isinstance(size, int) and ids.size and ids.max() >= size:
