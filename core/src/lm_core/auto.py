@@ -103,6 +103,11 @@ class AutoModel:
         model = empty_model(config, context=context, seed=seed)
         io.assign(model.named_parameters(), tensors)
         missing = set(HEAD_OF_CLASSES) & model.named_parameters().keys() - tensors.specs.keys()
+        if config.pet_config is not None and not adapter and not _has_adapter(tensors):
+            get_logger(__name__).info(
+                "%s: holds no adapter; a new one is on it, which changes nothing until it is "
+                "trained", source.path,
+            )  # fmt: skip
         if missing and not adapter:
             get_logger(__name__).warning(
                 "%s: %s is new and random (seed %d); train it before it is used",
@@ -260,6 +265,12 @@ def _with_adapter(model: Network, adapter: str | Path | None) -> Network:
     from lm_core.peft.lora import get_pet_model
 
     return get_pet_model(model, adapter)
+
+
+def _has_adapter(tensors: Mapped | Joined) -> bool:
+    from lm_core.peft import layout
+
+    return any(map(layout.is_adapter_name, tensors.specs))
 
 
 def _tensors(source: Source, config: ModelConfig, absent: Collection[str]) -> Mapped | Joined:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 from lm_core import __version__
@@ -73,6 +75,23 @@ def run_verb(verb: str, spec: ModelSpec, argv: Sequence[str] | None = None) -> i
 
 def guarded(call: Callable[[], int]) -> int:
     """Turns errors that a user can mend into lines on stderr; others keep their traceback."""
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        # While a graph runs MindSpore turns Ctrl-C into SIGTERM, which would end us without a word.
+        before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _guarded(call)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    print("interrupted", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _guarded(call: Callable[[], int]) -> int:
     try:
         return call()
     except LmError as error:

@@ -49,7 +49,7 @@ def auto(monkeypatch):
     """Stands in for lm_core.auto; `auto.models` are those that were loaded."""
     fake = SimpleNamespace(models=[], paths=[])
 
-    def load_model(path, config):
+    def load_model(path, config, adapter=None):
         fake.paths.append(("model", str(path)))
         fake.models.append(Echo(config.copy(checkpoint_name_or_path=path)))
         return fake.models[-1]

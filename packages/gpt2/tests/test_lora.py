@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from lm_core import AutoModel, LoraConfig, Trainer, get_pet_model
-from lm_core.checkpoint import ckpt, io
+from lm_core.checkpoint import atomic, ckpt, io
 from lm_core.checkpoint.layout import Memory
 from lm_core.cli import main
 from lm_core.errors import CheckpointError, ConfigError
@@ -183,6 +183,42 @@ def test_peft_reads_and_writes_by_hand(tmp_path):
     actual = adapted(Tensor(ids)).asnumpy()
     np.testing.assert_allclose(actual, expected(Tensor(ids)).asnumpy(), rtol=0, atol=1e-5)
     assert np.abs(actual - tiny.model(SPEC)(Tensor(ids)).asnumpy()).max() > 0.05
+
+
+def test_predict_uses_the_adapter_it_is_given(tmp_path, capsys):
+    """Not the base alone in silence: by folder, by a run's output; refused on other weights."""
+    from lm_core.checkpoint.io import Parameters
+    from lm_core.tokenizer.bpe_train import train_bpe
+    from lm_gpt2.tokenizer import Gpt2Tokenizer
+
+    Gpt2Tokenizer(*train_bpe([tiny.text(20)], 280)).save_pretrained(tmp_path / "vocabulary")
+    base = tiny.model(SPEC, vocab_size=281)  # every id is a piece of text
+    base.save_pretrained(tmp_path / "base")
+    tiny.model(SPEC, seed=9, vocab_size=281).save_pretrained(tmp_path / "other")
+    model = adapted_model(SPEC, vocab_size=281)
+    base_sum = files.checksum(Parameters(base.named_parameters()))
+    adapter = files.Adapter(model.config.pet_config, adapter_arrays(model), "base", base_sum)
+    folder = tmp_path / "run" / "checkpoint" / "rank_0" / "CKP-3"
+    with atomic.new_directory(folder) as scratch:
+        files.write(scratch, adapter, SPEC, model.config)
+
+    def predict(*words: str, base: str = "base") -> list[str]:
+        common = ["--predict_data", "the red fox", "--max_new_tokens", "8"]
+        common += ["--tokenizer", str(tmp_path / "vocabulary")]
+        return ["predict", "gpt2", "--load_checkpoint", str(tmp_path / base), *common, *words]
+
+    said = []
+    for words in ([], ["--load_adapter", str(folder)], ["--load_adapter", str(tmp_path / "run")]):
+        capsys.readouterr()
+        assert main(predict(*words)) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] != said[1] == said[2]
+    words = predict("--load_adapter", str(folder), base="other")
+    assert "was trained on other weights (base)" in problems(capsys, *words)
+    words = predict("--load_adapter", str(tmp_path / "nowhere"))
+    assert "nowhere: no such file or directory" in problems(capsys, *words)
+    words = predict(base="nowhere")
+    assert "nowhere: no such file or directory" in problems(capsys, *words)
 
 
 @pytest.mark.parity

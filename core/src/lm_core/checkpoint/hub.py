@@ -170,8 +170,8 @@ def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> 
     except CheckpointError as error:
         raise CheckpointError(
             f"{path}: is an adapter without its base, and that ({base or 'of no name'}) is not "
-            f"found; give the base with --load_checkpoint and this with --load_adapter",
-            *error.problems,
+            f"found; put it back, or name the base where weights are asked for and this folder as "
+            f"the adapter (--load_adapter)"
         ) from error
 
 

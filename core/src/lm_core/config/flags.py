@@ -195,6 +195,11 @@ def resolve_run(
     return run
 
 
+def _looks_like_a_path(name: str) -> bool:
+    """Nothing is there, and it is no hub id (owner/name)."""
+    return not Path(name).exists() and (name.count("/") != 1 or name[0] in "./~")
+
+
 def _layers(spec: ModelFamily, args: Namespace, overrides: Sequence[str]) -> Layers:
     from lm_core.config.layers import Layers, read_layers
 
@@ -205,6 +210,8 @@ def _layers(spec: ModelFamily, args: Namespace, overrides: Sequence[str]) -> Lay
     layers = _from_checkpoint(spec, args.load_checkpoint) if args.load_checkpoint else None
     if layers is None:
         given = f"; {args.load_checkpoint} holds no config.json" if args.load_checkpoint else ""
+        if args.load_checkpoint and _looks_like_a_path(args.load_checkpoint):
+            raise ConfigError(f"load_checkpoint: {args.load_checkpoint}: no such file or directory")
         names = ", ".join(sorted(path.stem for path in spec.configs.glob("*.yaml")))
         raise ConfigError(
             f"config: is missing{given}; add --config with one of {names}, or with a YAML file"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_core.checkpoint import atomic, io, tensorfile
+from lm_core.checkpoint import atomic, io, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import FLOATS, Memory, Tensors, cast
 from lm_core.checkpoint.source import read_json
 from lm_core.config.model import LoraConfig
@@ -128,7 +128,8 @@ def read(
     """The adapter in a folder or a file.
 
     Args:
-        path: a folder with adapter_config.json, or a file with adapter tensors.
+        path: a folder with adapter_config.json, the output of a run that saved some (the newest is
+            taken), or a file with adapter tensors.
         spec: the model family.
         config: the architecture of the base.
         lora: its settings, for files that do not say them (MindFormers').
@@ -137,6 +138,10 @@ def read(
         CheckpointError: it is damaged, incomplete, of another model, or computes what we do not.
     """
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory; give a folder with {CONFIG}")
+    if path.is_dir() and not has_adapter(path):
+        path = saved.newest(path, CONFIG) or path
     if path.is_dir() and has_adapter(path):
         return _read_directory(path, spec, config)
     tensors = io.open_directory(path) if path.is_dir() else io.open_file(path)

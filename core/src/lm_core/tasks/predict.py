@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core.config.flags import add_run_arguments, resolve_run, str2bool
-from lm_core.errors import GenerationError
+from lm_core.errors import GenerationError, TokenizerError
 from lm_core.log import get_logger
 
 if TYPE_CHECKING:
@@ -112,18 +112,32 @@ def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> 
         raise GenerationError(
             "load_checkpoint: is missing; must be the weights to use; add --load_checkpoint DIR"
         )
-    model = AutoModel.from_pretrained(checkpoint, config=config)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or _vocabulary(settings, model))
+    adapter = settings.load_adapter or None
+    model = AutoModel.from_pretrained(checkpoint, config=config, adapter=adapter)
+    tokenizer = AutoTokenizer.from_pretrained(_vocabulary(settings, args, model))
     return pipeline(config.task, model, tokenizer, **options)
 
 
-def _vocabulary(settings: RunConfig, model: Any) -> Path:
-    """The folder that the run names, or else the one that the weights came from."""
+def _vocabulary(settings: RunConfig, args: Namespace, model: Any) -> str | Path:
+    """What the command or the run names, or else the folder that the weights came from.
+
+    Raises:
+        TokenizerError: that has none.
+    """
+    from lm_core.checkpoint.io import TOKENIZER_FILES
+
+    if args.tokenizer:
+        return args.tokenizer
     named = settings.processor.tokenizer.vocab_file
     if named:
         return Path(named).parent
     weights = Path(model.config.checkpoint_name_or_path)
-    return weights.parent if weights.is_file() else weights
+    folder = weights.parent if weights.is_file() else weights
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise TokenizerError(
+            f"tokenizer: {folder} has no vocabulary; must be a folder with one; add --tokenizer DIR"
+        )
+    return folder
 
 
 def _fitting(generator: TextGenerationPipeline, texts: list[str]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -146,7 +146,9 @@ class AdapterContract:
             get_pet_model(tiny.model(self.spec, seed=9), tmp_path)
 
 
-def adapted_model(spec: ModelSpec, target_modules: str | list[str] = ".*") -> CausalLM:
+def adapted_model(
+    spec: ModelSpec, target_modules: str | list[str] = ".*", **changes: Any
+) -> CausalLM:
     """A tiny model and an adapter with random values."""
     from lm_core.checkpoint import io
     from lm_core.peft.lora import get_pet_model
@@ -154,7 +156,7 @@ def adapted_model(spec: ModelSpec, target_modules: str | list[str] = ".*") -> Ca
     settings = LoraConfig(
         lora_rank=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=target_modules
     )
-    model = get_pet_model(tiny.model(spec), settings)
+    model = get_pet_model(tiny.model(spec, **changes), settings)
     generator = np.random.default_rng(3)
     names = [name for name in model.named_parameters() if layout.is_adapter_name(name)]
     values = {

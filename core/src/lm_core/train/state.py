@@ -31,6 +31,7 @@ from lm_core.checkpoint import atomic, io, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
 from lm_core.checkpoint.saved import METRICS, STATE
 from lm_core.errors import CheckpointError
+from lm_core.log import get_logger
 from lm_core.peft import files as adapters
 
 if TYPE_CHECKING:
@@ -258,7 +259,10 @@ def find(wanted: bool | str, output: Path) -> Path | None:
     if wanted is False or wanted == "":
         return None
     if wanted is True:
-        return saved.newest(output, STATE)
+        found = saved.newest(output, STATE)
+        if found is None:
+            get_logger(__name__).warning("%s holds no checkpoint yet; starting at step 0", output)
+        return found
     if re.fullmatch(r"\d+", str(wanted)):
         existing = saved.checkpoints(output, STATE)
         found = [path for path in existing if saved.step_of(path) == int(wanted)]
