@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ SIZES = {
 def sizes() -> dict[str, Any]:
     """`model_config` of a model that trains in seconds."""
     return dict(SIZES)
+
+
+@pytest.fixture
+def change() -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    """Sets keys of a run, in place; `__` stands for the dot between sections."""
+
+    def changed(run: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        for key, value in changes.items():
+            section = run
+            *path, last = key.split("__")
+            for part in path:
+                section = section.setdefault(part, {})
+            section[last] = value
+        return run
+
+    return changed
 
 
 @pytest.fixture(scope="session")

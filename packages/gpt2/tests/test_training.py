@@ -22,7 +22,7 @@ DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_rate", "attention_dropout_
 
 
 @pytest.fixture
-def make(data, sizes, tmp_path):
+def make(data, sizes, tmp_path, change):
     """`make(output, key=value, ...)` -> a Trainer; dotted keys with __ for the dot."""
 
     def build(output: str = "out", model: dict | None = None, **changes) -> Trainer:
@@ -42,13 +42,7 @@ def make(data, sizes, tmp_path):
                 }
             ],
         }  # fmt: skip
-        for key, value in changes.items():
-            section = run
-            *path, last = key.split("__")
-            for part in path:
-                section = section.setdefault(part, {})
-            section[last] = value
-        return Trainer(run)
+        return Trainer(change(run, changes))
 
     return build
 

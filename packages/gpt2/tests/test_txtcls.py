@@ -47,7 +47,7 @@ def row(ids, real: int, label: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def make(labelled, sizes, tmp_path):
+def make(labelled, sizes, tmp_path, change):
     """`make(output, key=value, ...)` -> a Trainer; dotted keys with __ for the dot."""
 
     def build(output: str = "out", model: dict | None = None, **changes) -> Trainer:
@@ -62,13 +62,7 @@ def make(labelled, sizes, tmp_path):
             "eval_dataset": {"data_loader": {"dataset_dir": str(labelled["held_out"])}},
             "callbacks": [{"type": "CheckpointMonitor", "save_checkpoint_steps": 3}],
         }  # fmt: skip
-        for key, value in changes.items():
-            section = run
-            *path, last = key.split("__")
-            for part in path:
-                section = section.setdefault(part, {})
-            section[last] = value
-        return Trainer(run)
+        return Trainer(change(run, changes))
 
     return build
 
