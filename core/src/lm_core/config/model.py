@@ -191,6 +191,11 @@ class ModelConfig(Section):
         return self.hidden_size // self.num_heads
 
     @property
+    def kv_heads(self) -> int:
+        """G, heads of keys and values; fewer than `num_heads` where heads share them."""
+        return self.num_heads
+
+    @property
     def positions(self) -> int:
         """How many positions the network can tell apart."""
         return self.seq_length
