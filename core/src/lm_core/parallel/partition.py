@@ -1,8 +1,8 @@
 """Which part of every parameter each rank holds, from names and shapes alone: no network is built.
 
 Tensor parallelism splits layers by their names, which are alike in all packages: columns of
-`attention.{q,k,v}`, `mlp.{gate,up}` and `head`, rows of `attention.out` and `mlp.down` (Megatron-LM,
-section 3). Pipeline parallelism gives each stage whole blocks, the first one the tables, the last
+`attention.{q,k,v}`, `mlp.{gate,up}` and `head`, rows of `attention.out` and `mlp.down`
+(Megatron-LM, section 3). Pipeline parallelism gives each stage whole blocks, the first one the tables, the last
 one the final norm and the head; a table that is tied to the head is at both ends.
 
 Networks, strategy files, loading and planning all ask here, so they cannot disagree.
