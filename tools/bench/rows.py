@@ -341,11 +341,14 @@ class Bench:
     def planned(self, run: Result) -> Result:
         """Peak memory of a process that trains two updates, beside what was foretold."""
         from lm_core import spec as registry
+        from lm_core.config.parallel import ParallelConfig
         from lm_core.nn import memory
+        from lm_core.parallel.partition import Partition
 
         settings = registry.read_run(run)
-        table = next(iter(registry.of_run(run).tables.values()))
-        foretold = memory.training(settings, table.shapes(settings.model.config)).peak
+        config = settings.model.config
+        shapes = next(iter(registry.of_run(run).tables.values())).shapes(config)
+        foretold = memory.training(settings, Partition(config, ParallelConfig(), shapes)).peak
         with Worker("lm") as worker, tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             self.versions["lm"] = worker.ask("version")
             worker.ask("pretrain", run=run, folder=f"{folder}/run")
