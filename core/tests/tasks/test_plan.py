@@ -69,8 +69,9 @@ def test_ranks(plan):
     assert cells(split, "weights")[1] == "6 KiB"
     for key in ("parallel_config.optimizer_shard=True", "parallel.enable_parallel_optimizer=True"):
         sharded = plan("toy", *words, key, "use_parallel=True")
-        # Moments of norms, 2 x 4 x 16 bytes, are whole; those of the 2,720 others are cut by 4.
-        assert cells(sharded, "optimizer") == [f"{(128 + 2 * 4 * 2720 / 4) / 1024:.3g} KiB"]
+        # Moments of norms, 2 x 4 x 16 bytes, are whole; those of the 2,720 others are cut by 4,
+        # and each rank has the weights of its part once more.
+        assert cells(sharded, "optimizer") == [f"{(128 + 12 * 2720 / 4) / 1024:.3g} KiB"]
 
 
 def table(lines: list[str]) -> list[list[str]]:
@@ -103,7 +104,7 @@ def test_stages(plan):
     assert "an update: 48 records, 192 tokens (2 x data_parallel 2 x micro_batch_num 12)" in text
     assert "stages wait for 20.0 % of it: 3 of 12 + 3 turns" in text
     # 12 times 8 tokens of 8 numbers, and the gradient of 300 x 8.
-    assert "pp send 3 KiB in 12, ends all_reduce 9.38 KiB in 1" in text
+    assert "pp activations 3 KiB in 12, ends gradients 9.38 KiB in 1" in text
 
 
 def test_one_process_is_in_no_table_of_ranks(plan):

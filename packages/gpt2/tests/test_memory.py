@@ -128,7 +128,8 @@ def test_more_ranks_hold_less():
         part = memory.training(settings, cut(settings, **degrees))
         assert part.peak < whole.peak and part.optimizer < whole.optimizer
     alike = memory.training(settings, cut(settings, data_parallel=2))
-    assert alike == whole
+    assert alike.weights == whole.weights and alike.optimizer == whole.optimizer
+    assert alike.peak >= whole.peak
 
 
 def test_every_micro_batch_has_the_size_of_a_batch():

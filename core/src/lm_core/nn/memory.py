@@ -34,7 +34,9 @@ Of several ranks each holds its part of the parameters (lm_core.parallel.partiti
 feed-forward columns: of the 15 h of a block all but 4 h (inputs of norms and of the products behind
 them) are split, of the 8 h that are kept by recomputing all but 1 h. A pipeline stage works on one
 batch of `batch_size` records at a time, and keeps the inputs of those that are on their way: P - s
-of them in stage s of P. It always adds up gradients in float32. This part has not been measured.
+of them in stage s of P. It always adds up gradients in float32. Data-parallel ranks lay some of
+their gradients end to end to exchange them, and have these and the sum twice; where they share the
+optimizer's state, each has a copy of the weights that it updates. This part has not been measured.
 
 Generation keeps nothing but weights and caches, and at its fullest the products of one block in the
 prefill, 6 h and the greater of 2 p and 2 f.
@@ -126,6 +128,8 @@ def training(
     buffers = 4 * count * adds_up
     step = _Step(run, part, stage)
     applied = gradients + (buffers if adds_up else _largest(part, chosen))
+    if part.degrees.data_parallel > 1:
+        applied += 2 * 4 * count / part.degrees.gradient_aggregation_group
     weights = part.numbers(stage) * BYTES[config.param_init_type]
     state = _state(run, part, chosen)
     program = _program(run, part, stage)
@@ -155,14 +159,12 @@ def _program(run: RunConfig, part: Partition, stage: int) -> float:
 
 
 def _state(run: RunConfig, part: Partition, chosen: Collection[str]) -> float:
-    """Moments of the optimizer; each data-parallel rank has its share where they are cut."""
-    moments = 2 if run.optimizer.type == "adamw" else int(run.optimizer.momentum > 0)
-    ranks = part.degrees.data_parallel
-    numbers = (
-        prod(part.local_shape(name)) / (1 if part.state_dim(name) is None else ranks)
-        for name in chosen
-    )
-    return 4 * moments * sum(numbers)
+    """Moments of the optimizer; where they are shared, a part, and its weights once more."""
+    moments = 4 * (2 if run.optimizer.type == "adamw" else int(run.optimizer.momentum > 0))
+    own = moments + BYTES[run.model.config.param_init_type]
+    shared = [name for name in chosen if part.state_dim(name) is not None]
+    count, cut = (sum(prod(part.local_shape(name)) for name in some) for some in (chosen, shared))
+    return moments * (count - cut) + own * cut / part.degrees.data_parallel
 
 
 def _largest(part: Partition, chosen: Collection[str]) -> float:

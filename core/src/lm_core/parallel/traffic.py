@@ -8,11 +8,13 @@ It follows the layers of lm_core.nn and what the training step does (T = B * S t
   last). A split table adds a sum of [T, H] behind the look-up; split logits one for the gradient of
   the head's input, and three in the cross entropy: [T], [T, 1] and, for the maximum, [T, ranks].
   The factor of an adapter that every rank has whole has its gradient summed.
-- "dp", once in a step: the gradients of all that is trained, as float32, in about
-  `gradient_aggregation_group` pieces. With a sharded optimizer the new weights are gathered.
+- "dp", once in a step: the gradients of all that is trained, as float32, laid end to end in about
+  `gradient_aggregation_group` pieces. With a sharded optimizer the new weights are gathered in the
+  same way, by a sum of what is zero but for each rank's own part.
 - "pp", in each batch: [T, H] in float32 to the next stage, and its gradient to the one before.
 - "ends", once in a step: the gradient of a table that is tied to the head of another stage.
-- "world", once in a step: the loss, the number of tokens and the norm of the gradient.
+- Once in a step scalars: loss and number of tokens ("dp", in a pipeline "world"), and the square of
+  the gradient ("model", the ranks that together hold one copy).
 
 The bytes of an exchange are those of the whole tensor on one rank. How many of them a rank sends is
 that of a ring: each rank gives (n - 1) / n of a tensor to its neighbour to sum it up, and as much
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
     from lm_core.parallel.partition import Partition
 
-SUM, GATHER, SEND = "all_reduce", "all_gather", "send"
+SUM, SEND = "all_reduce", "send"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class Exchange:
     """Exchanges of one kind in a step.
 
     Attributes:
-        group: among whom: "tp", "dp", "pp", "ends" or "world".
-        operation: "all_reduce", "all_gather" or "send".
+        group: among whom: "tp", "dp", "pp", "ends", "model" or "world".
+        operation: "all_reduce" or "send".
+        what: "activations", "gradients", "weights" or "scalars".
         ranks: in the group.
         calls: how many exchanges.
         size: bytes of their tensors together.
@@ -50,6 +53,7 @@ class Exchange:
 
     group: str
     operation: str
+    what: str
     ranks: int
     calls: int
     size: int
@@ -57,14 +61,14 @@ class Exchange:
     @property
     def sent(self) -> float:
         """Bytes that this rank sends, over a ring."""
-        ring = (self.ranks - 1) / self.ranks
-        return self.size * {SUM: 2 * ring, GATHER: ring, SEND: 1.0}[self.operation]
+        ring = 2 * (self.ranks - 1) / self.ranks
+        return self.size * (ring if self.operation == SUM else 1.0)
 
 
 def step(
     run: RunConfig, part: Partition, stage: int = 0, trained: Collection[str] | None = None
 ) -> list[Exchange]:
-    """What each rank of a stage exchanges in one update, an entry for each group and operation.
+    """What each rank of a stage exchanges in one update, an entry for each group and purpose.
 
     Args:
         run: batch and accumulation.
@@ -73,7 +77,7 @@ def step(
         trained: those of the parameters that are trained; None: all.
     """
     found = _Stage(run, part, stage, trained)
-    entries = [*found.tensor(), *found.data(), *found.pipeline(), *found.ends(), *found.world()]
+    entries = [*found.tensor(), *found.data(), *found.pipeline(), *found.ends(), *found.scalars()]
     return [entry for entry in entries if entry.ranks > 1 and entry.calls > 0]
 
 
@@ -87,9 +91,7 @@ class _Stage:
         self.batches = accumulated * self.degrees.micro_batches
         self.tokens = run.runner_config.batch_size * part.config.seq_length
         # Between layers activations have the type of the weights.
-        kind = part.config.param_init_type
-        self.width = machine.width(run.context.device_target, kind)
-        self.weight_width = machine.BYTES[kind]
+        self.width = machine.width(run.context.device_target, part.config.param_init_type)
         self.passes = 1 if part.has_head(stage) else 2
         self.passes_of_blocks = self.passes + run.recompute_config.recompute
 
@@ -108,7 +110,7 @@ class _Stage:
         ]
         calls, size = calls + wide + len(shared), size + wide * hidden + sum(shared)
         ranks = self.degrees.model_parallel
-        yield Exchange("tp", SUM, ranks, self.batches * calls, self.batches * size)
+        yield Exchange("tp", SUM, "activations", ranks, self.batches * calls, self.batches * size)
 
     @property
     def _splits_logits(self) -> bool:
@@ -124,12 +126,11 @@ class _Stage:
 
     def data(self) -> Iterator[Exchange]:
         """Gradients, and weights whose update was shared."""
-        ranks, pieces = self.degrees.data_parallel, self.degrees.gradient_aggregation_group
-        size = 4 * self.part.numbers(self.number, set(self.trained))
-        yield Exchange("dp", SUM, ranks, min(pieces, len(self.trained)), size)
-        cut = {name for name in self.trained if self.part.state_dim(name) is not None}
-        size = self.weight_width * self.part.numbers(self.number, cut)
-        yield Exchange("dp", GATHER, ranks, len(cut), size)
+        shared = [name for name in self.trained if self.part.state_dim(name) is not None]
+        for what, names in (("gradients", self.trained), ("weights", shared)):
+            calls = min(self.degrees.gradient_aggregation_group, len(names))
+            size = 4 * self.part.numbers(self.number, set(names))
+            yield Exchange("dp", SUM, what, self.degrees.data_parallel, calls, size)
 
     def pipeline(self) -> Iterator[Exchange]:
         """Activations to the next stage, gradients to the one before."""
@@ -137,13 +138,18 @@ class _Stage:
         neighbours = (self.number > 0) + (self.number < stages - 1)
         tensor = 4 * self.tokens * self.part.config.hidden_size
         calls = self.batches * neighbours
-        yield Exchange("pp", SEND, stages, calls, calls * tensor)
+        yield Exchange("pp", SEND, "activations", stages, calls, calls * tensor)
 
     def ends(self) -> Iterator[Exchange]:
         """The gradient of a table that another stage has, too."""
         if TABLE in self.trained and len(self.part.stages(TABLE)) > 1:
-            yield Exchange("ends", SUM, 2, 1, 4 * prod(self.part.local_shape(TABLE)))
+            yield Exchange("ends", SUM, "gradients", 2, 1, 4 * prod(self.part.local_shape(TABLE)))
 
-    def world(self) -> Iterator[Exchange]:
-        """Scalars."""
-        yield Exchange("world", SUM, self.degrees.world_size, 3, 12)
+    def scalars(self) -> Iterator[Exchange]:
+        """What all must agree on."""
+        degrees = self.degrees
+        staged = degrees.pipeline_stage > 1
+        group, ranks = ("world", degrees.world_size) if staged else ("dp", degrees.data_parallel)
+        yield Exchange(group, SUM, "scalars", ranks, 1, 8)
+        copy = degrees.model_parallel * degrees.pipeline_stage
+        yield Exchange("model", SUM, "scalars", copy, 1, 4)

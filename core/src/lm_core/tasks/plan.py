@@ -189,14 +189,14 @@ def _step(look: Look, part: Partition) -> Iterator[str]:
         yield f"  stages wait for {share:.1f} % of it: {idle} of {batches} + {idle} turns"
     for name, (cut, stage) in look.columns.items():
         sent = traffic.step(run, cut, stage, look.trained)
-        large = ", ".join(_sent(item) for item in sent if item.group != "world")
+        large = ", ".join(_sent(item) for item in sent if item.what != "scalars")
         if large:
             yield f"  {name} sends {large}"
 
 
 def _sent(item: traffic.Exchange) -> str:
-    """An entry for people: "tp all_reduce 1.2 GiB in 96"."""
-    return f"{item.group} {item.operation} {machine.size(item.sent)} in {item.calls:,}"
+    """An entry for people: "tp activations 1.2 GiB in 96"."""
+    return f"{item.group} {item.what} {machine.size(item.sent)} in {item.calls:,}"
 
 
 def _parameters(look: Look) -> Iterator[str]:
