@@ -34,7 +34,7 @@ def bench(monkeypatch):
     import report
 
     yield driver, report
-    for name in ("driver", "report", "weights"):
+    for name in ("driver", "report", "scaling", "weights"):
         sys.modules.pop(name, None)
 
 
