@@ -261,10 +261,11 @@ What is assumed: computing runs at {MATMUL:g} of the peak, norms, activations an
 included (the attention is computed whole, not its lower half); links give {LINK:g} and the network
 {NETWORK:g} of what is published; an exchange takes {LATENCY * 1e6:.0f} us more. Cards that are
 linked pair by pair use all of their links at once, between servers each card sends through its own
-port in one ring, and nobody else is on the network. Sums among the ranks of a layer, messages between stages, and what follows
-the last micro-batch run while nothing is computed; only where an update has one micro-batch and no
-stages do gradients go during the backward pass. Weights and activations are float16, gradients are
-exchanged as float32, blocks are recomputed, and so is the forward pass of all stages but the last.
+port in one ring, and nobody else is on the network. Sums among the ranks of a layer, messages
+between stages, and what follows the last micro-batch run while nothing is computed; only where an
+update has one micro-batch and no stages do gradients go during the backward pass. Weights and
+activations are float16, gradients are exchanged as float32, blocks are recomputed, and so is the
+forward pass of all stages but the last.
 Not counted: reading records, writing checkpoints, cards that are slower than others.
 """
 HEAD_OF_TABLE = """\
