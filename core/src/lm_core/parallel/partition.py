@@ -11,8 +11,10 @@ Networks, strategy files, loading and planning all ask here, so they cannot disa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from lm_core.errors import ConfigError
@@ -91,7 +93,31 @@ class Partition:
 
     def names(self, stage: int) -> list[str]:
         """The parameters of a stage, in the order of the model."""
-        return [name for name in self.shapes if stage in self.stages(name)]
+        return self._names[stage]
+
+    @cached_property
+    def _names(self) -> list[list[str]]:
+        found: list[list[str]] = [[] for _ in range(self.degrees.pipeline_stage)]
+        for name in self.shapes:
+            for stage in self.stages(name):
+                found[stage].append(name)
+        return found
+
+    def layers(self, stage: int) -> range:
+        """The blocks of a stage."""
+        return layers_of(stage, self.config.num_layers, self.degrees.pipeline_stage)
+
+    def has_head(self, stage: int) -> bool:
+        """Whether a stage ends the model: the last norm, the logits and the loss."""
+        return stage == self.degrees.pipeline_stage - 1
+
+    def numbers(self, stage: int, among: Container[str] | None = None) -> int:
+        """How many numbers every rank of a stage holds, of some parameters or of all."""
+        return sum(
+            prod(self.local_shape(name))
+            for name in self.names(stage)
+            if among is None or name in among
+        )
 
     def local_shape(self, name: str) -> Shape:
         """The shape on every rank that holds a parameter."""
@@ -160,7 +186,7 @@ def is_tied(config: ModelConfig, shapes: Mapping[str, Shape]) -> bool:
 
 
 def stage_of(layer: int, layers: int, stages: int) -> int:
-    """The pipeline stage of a block: as even as can be, the earlier stages get one more."""
+    """The pipeline stage of a block: stages differ by one block at most, the first has no fewer."""
     return layer * stages // layers
 
 
@@ -207,7 +233,7 @@ def _tensor_problems(
                 f"parallel_config.model_parallel: {ranks} does not divide {size} {what}; "
                 f"use {_either(usable)}"
             )
-    if not _shares_keys(ranks, config.kv_heads):
+    if config.kv_heads < config.num_heads and not _shares_keys(ranks, config.kv_heads):
         yield (
             f"parallel_config.model_parallel: {ranks} neither divides the {config.kv_heads} heads "
             f"of keys and values nor is a multiple of them; use {_either(usable)}"
