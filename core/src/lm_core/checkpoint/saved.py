@@ -20,6 +20,8 @@ STATE = "training.json"
 """The file that training goes on from."""
 METRICS = "metrics.jsonl"
 """The history of the run up to the checkpoint."""
+OPTIMIZER = "optimizer.safetensors"
+"""The state of the optimizer."""
 CONFIG = "config.json"
 """The file that makes a directory a model."""
 
