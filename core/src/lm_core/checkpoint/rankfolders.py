@@ -115,7 +115,8 @@ def newest(found: list[Step]) -> Step:
                 get_logger(__name__).warning("using %s, the newest that is undamaged", step.where)
             return step
         problems += wrong
-        get_logger(__name__).warning("%s; trying the checkpoint before it", "; ".join(wrong))
+        if step is not found[-1]:
+            get_logger(__name__).warning("%s; trying the checkpoint before it", "; ".join(wrong))
     raise CheckpointError(*problems)
 
 
@@ -132,8 +133,7 @@ def files(folder: str | Path) -> dict[int, Path]:
     """
     found, problems = {}, []
     for rank, directory in _rank_folders(Path(folder)):
-        weights = [p for p in sorted(directory.iterdir()) if p.suffix in (".ckpt", ".safetensors")]
-        weights = [path for path in weights if path.name != saved.OPTIMIZER]
+        weights = io.weight_files(directory)
         if len(weights) == 1:
             found[rank] = weights[0]
         else:

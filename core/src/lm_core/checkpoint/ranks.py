@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_core.checkpoint import atomic, hub, io, parts, rankfolders, saved, tensorfile
-from lm_core.checkpoint.layout.tensors import Memory, Tensors
+from lm_core.checkpoint import atomic, hub, io, rankfolders, saved
+from lm_core.checkpoint.layout.tensors import Tensors
 from lm_core.checkpoint.parts import Layout, Sharded
 from lm_core.checkpoint.rankfolders import Step
+from lm_core.checkpoint.recut import (
+    require_ranks,
+    source_of,
+    strategy_of,
+    whole_tensors,
+    write_part,
+)
 from lm_core.checkpoint.source import table_of
 from lm_core.checkpoint.transform import Transformed
 from lm_core.errors import CheckpointError
@@ -18,7 +24,6 @@ from lm_core.log import get_logger
 from lm_core.parallel import strategy
 from lm_core.parallel.partition import Partition
 from lm_core.parallel.strategy import Strategy
-from lm_core.peft import files as adapters
 from lm_core.peft import layout as adapter_layout
 from lm_core.peft import targets
 
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.spec import ModelSpec
 
-WEIGHTS = "model.safetensors"
 TRANSFORMED = "transformed_checkpoint"
 """The folder below a run's output with parts that were recut for it."""
 
@@ -68,13 +72,15 @@ def open_for(
     step = rankfolders.newest(found) if found else None
     if step is None or step.layout.world_size == 1:
         whole = path if step is None else step.directory(0)
-        return Sharded(_whole(whole, spec, config, **lenient), partition, rank)
+        return Sharded(
+            whole_tensors(source_of(whole, spec, config), config, **lenient), partition, rank
+        )
     target = Layout.of(partition.degrees, rank)
     if not step.layout.same_weights(target):
         _require_auto_trans(step, target, auto_trans)
         directory = Path(scratch) / _name(step) / f"rank_{rank}"
         with atomic.new_directory(directory, overwrite=True) as made:
-            write_part(made, step, partition, rank, spec, with_state=False)
+            write_part(made, step, strategy_of(step, spec), partition, rank, with_state=False)
     else:
         directory = step.directory(step.layout.rank_of(target))
     return _fitting(io.open_directory(directory), partition, rank, **lenient)
@@ -119,65 +125,8 @@ def resume_directory(
     get_logger(__name__).info("%s: recutting (%s) for (%s)", chosen.where, chosen.layout, target)
     directory = Path(scratch) / _name(chosen) / f"rank_{rank}"
     with atomic.new_directory(directory, overwrite=True) as made:
-        write_part(made, chosen, partition, rank, spec)
+        write_part(made, chosen, strategy_of(chosen, spec), partition, rank)
     return directory
-
-
-def write_part(
-    directory: Path,
-    step: Step,
-    partition: Partition,
-    rank: int,
-    spec: ModelSpec,
-    *,
-    with_state: bool = True,
-) -> None:
-    """Fills what `atomic.new_directory` gave with a rank's part of a checkpoint, recut.
-
-    Args:
-        directory: what to fill.
-        step: the checkpoint.
-        partition: the new cut.
-        rank: of the new cut.
-        spec: the model family.
-        with_state: also what training goes on from.
-
-    Raises:
-        CheckpointError: parts are missing or do not fit.
-    """
-    source = strategy.of(partition_of(step, spec))
-    target = strategy.of(partition)
-    kinds = [WEIGHTS]
-    if with_state and (step.directory(0) / saved.OPTIMIZER).is_file():
-        kinds.append(saved.OPTIMIZER)
-    for kind in kinds:
-        tensors = recut(step, kind, source, target, rank, directory)
-        _require_shapes(tensors, target, partition, rank)
-        tensorfile.write(directory / kind, tensors)
-    _carry(step, rank, directory, with_state)
-    if partition.degrees.world_size > 1:
-        parts.write_layout(directory, partition.degrees, rank)
-
-
-def recut(
-    step: Step, file: str, source: Strategy, target: Strategy, rank: int, scratch: Path
-) -> Transformed:
-    """A file of a rank of the target; all parts that it needs are there.
-
-    Raises:
-        CheckpointError: one line says which are not.
-    """
-    tensors = Transformed(lambda part: step.open(part, file), source, target, rank, scratch)
-    lacking = tensors.needed() - set(step.found)
-    if lacking:
-        _raise(step.problems(lacking))
-    return tensors
-
-
-def partition_of(step: Step, spec: ModelSpec) -> Partition:
-    """How a checkpoint in parts is cut, from the configuration that lies in it."""
-    config = hub.resolve(step.directory(step.found[0]), spec=spec).config
-    return Partition(config, step.layout.degrees, targets.shapes(spec, config))
 
 
 def _numbered(folder: str | Path, step: int | None) -> list[Step]:
@@ -192,25 +141,6 @@ def _numbered(folder: str | Path, step: int | None) -> list[Step]:
             f"one of these or another folder"
         )
     return found
-
-
-def _whole(
-    path: str | Path, spec: ModelSpec, config: ModelConfig, **lenient: Collection[str]
-) -> Tensors:
-    """All weights of a whole model, with the adapter that lies beside them."""
-    source = hub.weights(path, hub.resolve(path, spec=spec, config=config))
-    tensors = source.tensors(config, **lenient)
-    if source.adapter is None:
-        return tensors
-    if config.pet_config is None:
-        raise CheckpointError(
-            f"{source.adapter}: is an adapter and the run has none; set "
-            f"model.model_config.pet_config (a run such as {spec.name}_lora has it)"
-        )
-    adapter = adapters.read(source.adapter, spec, config)
-    adapters.check_base(adapter, tensors)
-    both: list[Tensors] = [tensors, Memory(adapter.arrays, adapter.where)]
-    return io.Joined(tensors.where, [(part, part.specs.keys()) for part in both])
 
 
 def _require_auto_trans(step: Step, target: Layout, auto_trans: bool) -> None:
@@ -256,37 +186,6 @@ def _fitting(
     return io.Joined(tensors.where, [(tensors, here)])
 
 
-def _require_shapes(tensors: Tensors, target: Strategy, partition: Partition, rank: int) -> None:
-    """The result must be of this model: each tensor as large as its part of the model is."""
-    stage = target.stages[rank // target.stage_size]
-    wrong = [
-        name
-        for name, spec in tensors.specs.items()
-        if name not in stage or stage[name].whole(spec.shape) != _shape(partition, name)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{tensors.where}: {', '.join(wrong[:3])} do not fit this run's model; must be a "
-            f"checkpoint of it; use its configuration or another checkpoint"
-        )
-
-
-def _shape(partition: Partition, name: str) -> tuple[int, ...]:
-    kind = strategy.kind(name)
-    return tuple(partition.shapes[name.removeprefix(strategy.STATES[kind - 1]) if kind else name])
-
-
-def _carry(step: Step, rank: int, directory: Path, with_state: bool) -> None:
-    """Copies what is no tensor: configuration, tokenizer, and for training counters and history."""
-    beside = step.directory(rank if rank in step.found else step.found[0])
-    made = {WEIGHTS, tensorfile.INDEX, saved.OPTIMIZER, parts.LAYOUT, atomic.MANIFEST}
-    model = {saved.CONFIG, *io.CARRIED_FILES}
-    for path in sorted(beside.iterdir()):
-        wanted = path.is_file() and path.name not in made and path.suffix != ".safetensors"
-        if wanted and (with_state or path.name in model):
-            shutil.copyfile(path, directory / path.name)
-
-
 def _raise(problems: list[str]) -> None:
     if problems:
         raise CheckpointError(*problems)
@@ -298,12 +197,7 @@ class _Foreign:
     def __init__(self, folder: Path, source: Strategy, auto_trans: bool) -> None:
         self.where, self._strategy = str(folder), source
         self._files = rankfolders.files(folder)
-        lacking = [str(n) for n in range(source.world_size) if n not in self._files]
-        if lacking:
-            raise CheckpointError(
-                f"{folder}: the part of rank {', '.join(lacking)} is missing; all "
-                f"{source.world_size} ranks of {source.where} must be there; copy them here"
-            )
+        require_ranks(self._files, source, folder)
         if not auto_trans:
             raise CheckpointError(
                 f"{folder}: holds the parts of {source.world_size} ranks; set auto_trans_ckpt: "

@@ -15,7 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_core.config.parallel import ParallelConfig
 from lm_core.errors import CheckpointError
+from lm_core.parallel.partition import TABLE
 
 if TYPE_CHECKING:
     from lm_core.parallel.partition import Partition
@@ -119,6 +121,31 @@ def of(partition: Partition) -> Strategy:
     """The strategy of a partition: its parameters, and the optimizer state of each."""
     stages = range(partition.degrees.pipeline_stage)
     return Strategy(tuple(_stage(partition, stage) for stage in stages), "this run")
+
+
+def degrees(strategy: Strategy) -> ParallelConfig:
+    """The degrees that a strategy of ours was made of."""
+    items = [item for stage in strategy.stages for item in stage.items()]
+    data, *tensor = next((item.devices for _, item in items), (1, 1))
+    shared = any(kind(name) and len(item.devices) - 1 in item.axes for name, item in items)
+    table = strategy.stages[0].get(TABLE)
+    return ParallelConfig(
+        data_parallel=data,
+        model_parallel=prod(tensor),
+        pipeline_stage=len(strategy.stages),
+        micro_batch_num=len(strategy.stages),
+        optimizer_shard=shared,
+        vocab_emb_dp=table is None or not table.is_cut,
+    )
+
+
+def is_of(strategy: Strategy, partition: Partition) -> bool:
+    """Whether a strategy cuts the weights of a model as a partition does."""
+    weights = [
+        [{name: item for name, item in stage.items() if not kind(name)} for stage in one.stages]
+        for one in (strategy, of(partition))
+    ]
+    return weights[0] == weights[1]
 
 
 def to_json(stage: Stage, number: int) -> str:

@@ -35,14 +35,18 @@ def partition(
 
 
 def whole(spec: ModelSpec, config: ModelConfig, seed: int = 0) -> tuple[Memory, Memory]:
-    """Random weights and optimizer state of a model."""
+    """Random weights and optimizer state of a model, in the order in which a network has them."""
     random = np.random.default_rng(seed)
     shapes = targets.shapes(spec, config)
+    order = {name.rpartition(".")[0]: place for place, name in reversed([*enumerate(shapes)])}
+    shapes = dict(sorted(shapes.items(), key=lambda item: order[item[0].rpartition(".")[0]]))
+    trained = targets.trained(shapes, config.pet_config)
     weights = {name: random.normal(size=shape).astype("<f4") for name, shape in shapes.items()}
     moments = {
         f"adam.{kind}.{name}": random.normal(size=shape).astype("<f4")
         for kind in "mv"
         for name, shape in shapes.items()
+        if name in trained
     }
     return Memory(weights), Memory(moments)
 
