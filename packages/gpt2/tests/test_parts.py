@@ -6,6 +6,7 @@ import pytest
 
 from lm_core.checkpoint import io, ranks
 from lm_core.checkpoint import parts as layouts
+from lm_core.cli import main
 from lm_core.errors import CheckpointError
 from lm_core.testing import parts, tiny
 from lm_gpt2 import SPEC
@@ -84,3 +85,30 @@ def test_missing_ranks_are_named(tmp_path, config, whole):
     with pytest.raises(CheckpointError) as error:
         load(folder, config, parts.partition(SPEC, config), 0, tmp_path / "scratch")
     assert "the part of rank 3, 6 is missing; all 8 ranks" in str(error.value)
+
+
+# What `checkpoint` says of them.
+
+
+def test_parts_of_a_step_are_one_line(tmp_path, config, whole, capsys):
+    own = parts.partition(SPEC, config, **EIGHT)
+    folder = parts.write_all(tmp_path / "checkpoint", SPEC, whole, own)
+    parts.write_all(tmp_path / "checkpoint", SPEC, whole, own, step=8)
+    shutil.rmtree(folder / "rank_5" / "CKP-8")
+    assert main(["checkpoint", "list", str(tmp_path)]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == "4" and f"ok       {folder}/rank_*/CKP-4" in first
+    assert second.split()[0] == "8" and f"partial  {folder}/rank_*/CKP-8" in second
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 15
+    assert "rank_*/CKP-8: the part of rank 5 is missing" in said.err
+
+
+def test_a_damaged_part_is_found(tmp_path, config, whole, capsys):
+    own = parts.partition(SPEC, config, tp=2)
+    folder = parts.write_all(tmp_path / "checkpoint", SPEC, whole, own)
+    (folder / "rank_1" / "CKP-4" / "parallel.json").write_text('{"rank": 9}')
+    assert main(["checkpoint", "list", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[-2] for line in lines] == ["partial", "damaged"]

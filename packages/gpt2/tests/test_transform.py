@@ -24,7 +24,7 @@ from lm_core.testing import parts, tiny
 from lm_gpt2 import SPEC
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "seq_length": 16, "vocab_size": 52}
-LORA = {"pet_type": "lora", "lora_rank": 2}
+LORA = {"pet_type": "lora", "lora_rank": 2, "target_modules": ".*"}
 EIGHT = ["data_parallel=2", "model_parallel=2", "pipeline_stage=2"]
 TOOL = Path(__file__).parents[3] / "tools" / "transform_ckpt.py"
 

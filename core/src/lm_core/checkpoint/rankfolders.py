@@ -46,6 +46,18 @@ class Step:
         """The number in the name."""
         return saved.step_of(self.directory(self.found[0]))
 
+    def missing(self, ranks: Iterable[int] | None = None) -> list[str]:
+        """A line that says which parts are not there; empty if all are."""
+        wanted = range(self.layout.world_size) if ranks is None else ranks
+        lacking = [str(rank) for rank in sorted(wanted) if rank not in self.found]
+        if not lacking:
+            return []
+        return [
+            f"{self.where}: the part of rank {', '.join(lacking)} is missing; all "
+            f"{self.layout.world_size} ranks ({self.layout}) must be there; copy the folders of "
+            f"the other machines here, or use another step"
+        ]
+
     def problems(self, ranks: Iterable[int] | None = None) -> list[str]:
         """What is missing or damaged, one line each; every file is read.
 
@@ -53,17 +65,8 @@ class Step:
             ranks: whose parts are looked at; None: all.
         """
         wanted = sorted(range(self.layout.world_size) if ranks is None else ranks)
-        lacking = [str(rank) for rank in wanted if rank not in self.found]
-        present = [rank for rank in wanted if rank in self.found]
-        problems = [self._missing(lacking)] if lacking else []
-        return problems + [line for rank in present for line in atomic.verify(self.directory(rank))]
-
-    def _missing(self, ranks: list[str]) -> str:
-        return (
-            f"{self.where}: the part of rank {', '.join(ranks)} is missing; all "
-            f"{self.layout.world_size} ranks ({self.layout}) must be there; copy the folders of "
-            f"the other machines here, or use another step"
-        )
+        present = [self.directory(rank) for rank in wanted if rank in self.found]
+        return self.missing(wanted) + [line for path in present for line in atomic.verify(path)]
 
     def open(self, rank: int, file: str) -> Tensors:
         """A file of tensors of a rank.
@@ -72,7 +75,7 @@ class Step:
             CheckpointError: it is missing or damaged.
         """
         if rank not in self.found:
-            raise CheckpointError(self._missing([str(rank)]))
+            raise CheckpointError(*self.missing([rank]))
         directory = self.directory(rank)
         if file == "model.safetensors" and not (directory / file).is_file():
             return io.open_directory(directory)  # in shards
@@ -94,8 +97,8 @@ def steps(path: str | Path, needs: str = "") -> list[Step]:
     for rank, directory in _rank_folders(folder):
         for checkpoint in saved.checkpoints(directory, needs):
             inner = checkpoint.relative_to(directory).as_posix().removeprefix(".")
-            layout = parts.read_layout(checkpoint) or parts.WHOLE
-            if layout.rank == rank and name in (None, inner):
+            layout = _layout(checkpoint)
+            if layout is not None and layout.rank == rank and name in (None, inner):
                 found.setdefault(inner, {})[rank] = layout
     every = [_step(folder, inner, layouts) for inner, layouts in found.items()]
     return sorted(every, key=lambda step: (step.step, step.name), reverse=True)
@@ -145,6 +148,15 @@ def files(folder: str | Path) -> dict[int, Path]:
     if problems:
         raise CheckpointError(*problems)
     return found
+
+
+def _layout(checkpoint: Path) -> parts.Layout | None:
+    """How a checkpoint is cut; None where that cannot be read, as if it were not there."""
+    try:
+        return parts.read_layout(checkpoint) or parts.WHOLE
+    except CheckpointError as error:
+        get_logger(__name__).warning("%s", error)
+        return None
 
 
 def _place(path: Path) -> tuple[Path | None, str | None]:
