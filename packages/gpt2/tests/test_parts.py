@@ -2,12 +2,15 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
-from lm_core.checkpoint import io, ranks
+from lm_core.checkpoint import ckpt, io, ranks
 from lm_core.checkpoint import parts as layouts
+from lm_core.checkpoint.layout import Memory
 from lm_core.cli import main
 from lm_core.errors import CheckpointError
+from lm_core.parallel import strategy
 from lm_core.testing import parts, tiny
 from lm_gpt2 import SPEC
 
@@ -112,3 +115,29 @@ def test_a_damaged_part_is_found(tmp_path, config, whole, capsys):
     assert main(["checkpoint", "list", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[-2] for line in lines] == ["partial", "damaged"]
+
+
+def test_parts_of_others_are_merged_by_their_strategy(tmp_path, config, whole):
+    """As MindFormers lays them out: its names, one .ckpt file for each rank."""
+    theirs = SPEC.tables["mindformers"].save(whole[0], config)
+    cut = {
+        name: strategy.Item((1, 2), (0,) + (-1,) * (len(spec.shape) - 1))
+        for name, spec in theirs.specs.items()
+    }
+    for rank in range(2):
+        halves = {name: np.split(theirs.read(name), 2)[rank] for name in theirs.specs}
+        halves["global_step"] = np.array([3], "<i4")
+        ckpt.write(tmp_path / "in" / f"rank_{rank}" / "a.ckpt", Memory(halves))
+    (tmp_path / "strategy_rank_0.json").write_text(strategy.to_json(cut, 0))
+    own = parts.partition(SPEC, config, pp=2)
+    for rank in range(2):
+        found = load(tmp_path / "in", config, own, rank, tmp_path / "new", src_strategy=tmp_path)
+        expected = parts.cut(whole[0], own, rank)
+        assert found.specs.keys() == expected.specs.keys()
+        for name in found.specs:
+            np.testing.assert_array_equal(found.read(name), expected.read(name))
+    with pytest.raises(CheckpointError, match="auto_trans_ckpt: True"):
+        load(tmp_path / "in", config, own, 0, tmp_path, False, src_strategy=tmp_path)
+    shutil.rmtree(tmp_path / "in" / "rank_1")
+    with pytest.raises(CheckpointError, match="the part of rank 1 is missing; all 2 ranks"):
+        load(tmp_path / "in", config, own, 0, tmp_path, src_strategy=tmp_path)

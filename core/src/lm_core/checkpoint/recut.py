@@ -136,8 +136,10 @@ def write_part(
     """
     target = strategy.of(partition)
     beside = origin.directory(rank if rank in origin.found else min(origin.found))
-    carried = list(io.CARRIED_FILES)
-    kinds = [WEIGHTS]
+    carried = [*io.CARRIED_FILES, adapters.CONFIG]
+    # Where an adapter alone is trained, it may be all that there is.
+    alone = (beside / adapters.WEIGHTS).is_file() and not io.has_weights(beside)
+    kinds = [adapters.WEIGHTS if alone else WEIGHTS]
     if with_state and (beside / saved.OPTIMIZER).is_file():
         kinds.append(saved.OPTIMIZER)
         carried += [saved.STATE, saved.METRICS, saved.RUN]
