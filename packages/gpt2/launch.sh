@@ -4,6 +4,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$(dirname "$here")")
 name=$(basename "$here")
 
 usable() {
@@ -14,7 +15,7 @@ sys.exit(not (find_spec("lm_core") and find_spec("lm_" + sys.argv[1])))
 PYTHON
 }
 
-hatch_python() { (cd "$here" && folder=$(hatch env find default) && echo "$folder/bin/python") 2>/dev/null; }
+hatch_python() { (cd "$root" && folder=$(hatch env find default) && echo "$folder/bin/python") 2>/dev/null; }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
@@ -23,7 +24,9 @@ find_python() {
         return 1
     fi
     local found
-    for found in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$here/../../.venv/bin/python" "$(hatch_python || true)" python3; do
+    for found in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$root/.venv/bin/python" HATCH python3; do
+        # Asked only when its turn comes: hatch takes a second to start.
+        [ "$found" != HATCH ] || found=$(hatch_python || true)
         usable "$found" && echo "$found" && return
     done
     echo "error: python: none found that can import lm_core and lm_$name; run hatch env create, or set PYTHON to one that can" >&2

@@ -127,6 +127,12 @@ def test_all_problems_at_once():
         (["convert"], {"NPROC": 2}, "NPROC: convert runs in one process, not 2"),
         (["evaluate"], {"MAX_RESTARTS": 1}, "MAX_RESTARTS: evaluate has nothing to go on from"),
         ([], {}, "verb: is missing; give one of"),
+        (
+            ["pretrain"],
+            {"MASTER_PORT": 65535, "MAX_RESTARTS": 1},
+            "MASTER_PORT: is 65535; each of 1 restarts takes the next one, so it must be at most "
+            "65534",
+        ),
         (["pretrain"], {"MASTER_PORT": 70000}, "MASTER_PORT: is '70000'; must be a whole number"),
     ],
 )
@@ -179,6 +185,7 @@ def test_the_table_stays_with_the_launcher(monkeypatch, table):
     environment = commands.worker_environment(found, 3, "10.0.0.9", 8118, "mark")
     assert "RANK_TABLE_FILE" not in environment
     assert (environment["DEVICE_ID"], environment["MS_NODE_ID"]) == ("6", "3")
+    assert " ASCEND_RT_VISIBLE_DEVICES=4,6 " in commands.printed(found, 8118)
 
 
 def test_help_and_a_missing_model(capsys):

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from lm_core.launch.job import free_port
+
 
 def test_all_well(jobs):
     status, out, errors = jobs.run("0:print=hello", "1:print=secret")
@@ -161,8 +163,10 @@ def test_a_restart_goes_on_from_the_newest_checkpoint(jobs):
 
 
 def test_restarts_end(jobs):
-    status, _, errors = jobs.run("1:exit=6", "0:sleep=100", MAX_RESTARTS=1)
+    port = free_port()
+    status, _, errors = jobs.run("1:exit=6", "0:sleep=100", MAX_RESTARTS=1, MASTER_PORT=port)
     assert status == 6 and len(jobs.notes(1, "argv")) == 2
+    assert [env["MS_SCHED_PORT"] for env in jobs.notes(1, "env")] == [str(port), str(port + 1)]
     assert errors.count("rank 1 ended with status 6") == 2
 
 

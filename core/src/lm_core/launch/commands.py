@@ -96,7 +96,11 @@ def printed(job: Job, port: int) -> str:
         "cluster_time_out": TOPOLOGY_SECONDS,
         "join": True,
     }
-    settings = "".join(f" {name}={text}" for name, text in threads(job).items())
+    environment = threads(job)
+    if job.devices != tuple(range(job.processes)):
+        # msrun counts devices from 0.
+        environment["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, job.devices))
+    settings = "".join(f" {name}={text}" for name, text in environment.items())
     # msrun starts the first `python` on PATH.
     return (
         f'env -u RANK_TABLE_FILE PATH={shlex.quote(str(folder))}:"$PATH"{settings} '

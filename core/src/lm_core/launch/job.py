@@ -23,6 +23,8 @@ HANG_SECONDS = 1800.0
 START_SECONDS = 3600.0
 STOP_SECONDS = 120.0
 MAX_PROCESSES = 4096
+MAX_RESTARTS = 10_000
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Job:
         words: what the verb gets.
         processes: on this machine, and on each of the others.
         machine: the number of this one; global rank = machine * processes + local index.
-        port: of the scheduler, 0 to choose a free one for each start.
+        port: of the scheduler, of a restart the next one; 0 to choose a free one each time.
         devices: the device of each process here.
         hang_seconds: a worker that shows no life for so long hangs; 0: never.
         start_seconds: the same before its first sign of life, when graphs compile.
@@ -97,7 +99,7 @@ def read(model: str, given: Sequence[str], environment: Mapping[str, str]) -> Jo
         model=model,
         verb=verb,
         words=tuple(rest[1:]),
-        restarts=settings.integer("MAX_RESTARTS", 0, 0, 1_000_000),
+        restarts=settings.integer("MAX_RESTARTS", 0, 0, MAX_RESTARTS),
         hang_seconds=settings.seconds("HANG_SECONDS", HANG_SECONDS),
         start_seconds=settings.seconds("START_SECONDS", START_SECONDS),
         stop_seconds=settings.seconds("STOP_SECONDS", STOP_SECONDS),
@@ -213,7 +215,7 @@ def _port(settings: _Settings, machines: int) -> int:
         settings.problems.append(
             f"MASTER_PORT: is missing; {machines} machines need the same port, free on machine 0"
         )
-    return settings.integer("MASTER_PORT", 0, 1, 65535)
+    return settings.integer("MASTER_PORT", 0, 1, LAST_PORT)
 
 
 def _place_in_table(settings: _Settings, path: str, ranks: range | None) -> dict[str, object]:
@@ -275,6 +277,11 @@ def _check(settings: _Settings, job: Job) -> None:
         settings.problems.append(
             f"MAX_RESTARTS: {job.verb} has nothing to go on from; only {' and '.join(TRAINING)} "
             f"start again; leave it out"
+        )
+    if job.port + job.restarts > LAST_PORT:
+        settings.problems.append(
+            f"MASTER_PORT: is {job.port}; each of {job.restarts} restarts takes the next one, so "
+            f"it must be at most {LAST_PORT - job.restarts}"
         )
 
 

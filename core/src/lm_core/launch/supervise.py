@@ -32,6 +32,10 @@ _LOG = get_logger(__name__)
 _INTERVAL = 0.05
 _TWICE_SECONDS = 0.5
 _SCHEDULER_SECONDS = 10.0
+_HINTS = {
+    signal.SIGKILL: " (often for want of memory)",
+    signal.SIGTERM: " (MindSpore ends itself so when it loses a process, maybe of another machine)",
+}
 USER_ERROR = 2
 """The exit status of our commands for what only the user can mend: trying again is no use."""
 
@@ -108,7 +112,9 @@ class Attempt:
 
     def _start(self) -> None:
         job = self.job
-        port = job.port or free_port()
+        # Another one for each start, the same on all machines: the scheduler of the last start may
+        # live on for a while where the loss was not noticed yet, and would refuse known ranks.
+        port = job.port + self.number if job.port else free_port()
         if job.port and job.machine == 0 and job.size > 1:
             check_port(port)
         if job.size > 1 and job.machine == 0:
@@ -272,5 +278,4 @@ def _spell(status: int) -> str:
     if status > 0:
         return f"ended with status {status}"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-    hint = " (often for want of memory)" if -status == signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
+    return f"was killed by {name}{_HINTS.get(-status, '')}"
