@@ -149,6 +149,16 @@ def test_settings_within_words():
     assert words.with_value(["b=1"], "b", "2") == ["--b", "2"]
 
 
+def test_logs_are_where_the_run_writes(tmp_path):
+    run = tmp_path / "mine.yaml"
+    run.write_text("base: gpt2\noutput_dir: there\n")
+    assert read("pretrain").logs == Path("output/log")
+    assert read("pretrain", "--config", "gpt2").logs == Path("output/log")
+    assert read("pretrain", "--config", str(run)).logs == Path("there/log")
+    assert read("pretrain", "--config", str(run), "output_dir=here").logs == Path("here/log")
+    assert read("pretrain", "--config", "none.yaml").logs == Path("output/log")
+
+
 def test_the_printed_line_can_be_pasted(monkeypatch, tmp_path, capsys):
     """A shell gives msrun, and msrun the program, exactly our words."""
     prompt = 'it\'s "$HOME" *\nand more'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,7 @@ class Job:
         hang_seconds: a worker that shows no life for so long hangs; 0: never.
         start_seconds: the same before its first sign of life, when graphs compile.
         stop_seconds: what workers have to save their state when asked to stop.
+        output: the folder of the run.
         watched: a single process is supervised as well, instead of taking this one's place.
     """
 
@@ -57,6 +59,7 @@ class Job:
     start_seconds: float = START_SECONDS
     stop_seconds: float = STOP_SECONDS
     watched: bool = False
+    output: Path = Path("output")
     dry_run: bool = False
 
     @property
@@ -73,7 +76,7 @@ class Job:
     @property
     def logs(self) -> Path:
         """The folder in which every rank has one."""
-        return Path(line.value(self.words, "output_dir") or "output") / "log"
+        return self.output / "log"
 
     def log(self, rank: int) -> Path:
         """What a rank writes."""
@@ -99,6 +102,7 @@ def read(model: str, given: Sequence[str], environment: Mapping[str, str]) -> Jo
         model=model,
         verb=verb,
         words=tuple(rest[1:]),
+        output=Path(_output(model, rest[1:])),
         restarts=settings.integer("MAX_RESTARTS", 0, 0, MAX_RESTARTS),
         hang_seconds=settings.seconds("HANG_SECONDS", HANG_SECONDS),
         start_seconds=settings.seconds("START_SECONDS", START_SECONDS),
@@ -181,6 +185,20 @@ def _verb(settings: _Settings, model: str, given: Sequence[str]) -> str:
         known = ", ".join(name for name in VERBS if find_spec(f"lm_{model}.{name}"))
         settings.problems.append(f"verb: {what}; give one of {known}")
     return verb
+
+
+def _output(model: str, given: Sequence[str]) -> str:
+    """Where the run writes. What is wrong with a run file is for the verb to say."""
+    named, run = line.value(given, "output_dir"), line.value(given, "config")
+    package = find_spec(f"lm_{model}")
+    if named is None and run and package and package.origin:
+        from lm_core.config.layers import read_layers
+
+        with suppress(ConfigError):
+            named = read_layers(run, (), [Path(package.origin).parent / "configs"]).values.get(
+                "output_dir"
+            )
+    return str(named or "output")
 
 
 def _place(settings: _Settings, ranks: range | None) -> dict[str, object]:

@@ -117,7 +117,7 @@ def kill_all(processes: Sequence[Process], mark: str) -> list[int]:
 
 def marked(mark: str) -> list[int]:
     """The numbers of all processes that carry a mark, as far as Linux shows them."""
-    wanted, found = f"\0{MARK}={mark}\0".encode(), []
+    wanted, found = f"\0{MARK}{mark}=".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if wanted in b"\0" + (folder / "environ").read_bytes():
@@ -185,16 +185,22 @@ class Screen:
         shown, self._rest = text[:cut], text[cut:]
         if shown:
             self._errors += errors(shown.decode(errors="replace").splitlines())
-            # Whoever reads us may have gone; that is no reason to end a job of days.
-            with suppress(OSError, ValueError):
-                sys.stdout.buffer.write(shown)
-                sys.stdout.buffer.flush()
+            _write(shown)
         return self._errors
 
     def close(self) -> None:
         """Writes the rest."""
         self.show(last=True)
         self._file.close()
+
+
+def _write(text: bytes) -> None:
+    """Whoever reads us may have gone; that is no reason to end a job of days."""
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def errors(lines: Iterable[str]) -> list[str]:
