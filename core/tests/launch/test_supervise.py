@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -160,6 +161,19 @@ def test_nothing_outlives_a_killed_launcher(jobs):
     process = jobs.start("0:deaf", "all:child=session,child=group,meet=ready,sleep=100")
     assert jobs.until(lambda: len(list(jobs.folder.glob("ready.*"))) == 2)
     assert len(jobs.running()) == 6
+    process.kill()
+    process.communicate(timeout=30)
+    assert jobs.until(lambda: not jobs.running(), 20)
+
+
+def test_workers_do_not_outlive_launcher_and_guard(jobs):
+    """`pkill -9 -f lm_core.launch` hits both, and no worker."""
+    process = jobs.start("all:deaf,meet=ready,sleep=100")
+    assert jobs.until(lambda: len(list(jobs.folder.glob("ready.*"))) == 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {number: Path(f"/proc/{number}/cmdline").read_bytes() for number in children}
+    (guard,) = [int(number) for number, line in lines.items() if b"lm_core.launch" in line]
+    os.kill(guard, signal.SIGKILL)
     process.kill()
     process.communicate(timeout=30)
     assert jobs.until(lambda: not jobs.running(), 20)
