@@ -48,7 +48,10 @@ def problems(*given: str, **environment: object) -> list[str]:
 def test_one_process_by_itself():
     found = read("pretrain", "--config", "gpt2")
     assert (found.size, found.ranks, found.words) == (1, range(1), ("--config", "gpt2"))
-    assert not found.watched and not found.dry_run and found.restarts == 0
+    assert not found.supervised and not found.dry_run and found.restarts == 0
+    assert read("pretrain", HANG_SECONDS=60).supervised
+    assert read("finetune", MAX_RESTARTS=1).supervised
+    assert not read("predict", HANG_SECONDS=60).supervised  # its input and output stay its own
 
 
 def test_ranks_of_machines():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Job:
         hang_seconds: a worker that shows no life for so long hangs; 0: never.
         start_seconds: the same before its first sign of life, when graphs compile.
         stop_seconds: what workers have to save their state when asked to stop.
+        watched: somebody set HANG_SECONDS.
         output: the folder of the run.
-        watched: a single process is supervised as well, instead of taking this one's place.
     """
 
     model: str
@@ -66,6 +67,11 @@ class Job:
     def size(self) -> int:
         """Processes on all machines."""
         return self.processes * self.machines
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it needs us beside it: several processes, or one that may have to start again."""
+        return self.size > 1 or (self.verb in TRAINING and (self.watched or self.restarts > 0))
 
     @property
     def ranks(self) -> range:
@@ -107,7 +113,7 @@ def read(model: str, given: Sequence[str], environment: Mapping[str, str]) -> Jo
         hang_seconds=settings.seconds("HANG_SECONDS", HANG_SECONDS),
         start_seconds=settings.seconds("START_SECONDS", START_SECONDS),
         stop_seconds=settings.seconds("STOP_SECONDS", STOP_SECONDS),
-        watched=bool(settings.text("MAX_RESTARTS") or settings.text("HANG_SECONDS")),
+        watched=bool(settings.text("HANG_SECONDS")),
         dry_run=settings.truth("DRY_RUN"),
         **place,  # type: ignore[arg-type]
     )
@@ -149,7 +155,7 @@ class _Settings:
     def truth(self, name: str) -> bool:
         try:
             return str2bool(self.text(name) or "0")
-        except Exception as error:
+        except ArgumentTypeError as error:
             self.problems.append(f"{name}: {error}; set it to 1 or 0")
             return True
 
