@@ -48,7 +48,10 @@ def problems(*given: str, **environment: object) -> list[str]:
 def test_one_process_by_itself():
     found = read("pretrain", "--config", "gpt2")
     assert (found.size, found.ranks, found.words) == (1, range(1), ("--config", "gpt2"))
-    assert not found.watched and not found.dry_run and found.restarts == 0
+    assert not found.supervised and not found.dry_run and found.restarts == 0
+    assert read("pretrain", HANG_SECONDS=60).supervised
+    assert read("finetune", MAX_RESTARTS=1).supervised
+    assert not read("predict", HANG_SECONDS=60).supervised  # its input and output stay its own
 
 
 def test_ranks_of_machines():
@@ -147,6 +150,16 @@ def test_settings_within_words():
     assert words.value(given, "c") is None and words.value(["--a"], "a") is None
     assert words.without(given, "a") == ["--b=3", "--aa", "5", "a.b=6"]
     assert words.with_value(["b=1"], "b", "2") == ["--b", "2"]
+
+
+def test_logs_are_where_the_run_writes(tmp_path):
+    run = tmp_path / "mine.yaml"
+    run.write_text("base: gpt2\noutput_dir: there\n")
+    assert read("pretrain").logs == Path("output/log")
+    assert read("pretrain", "--config", "gpt2").logs == Path("output/log")
+    assert read("pretrain", "--config", str(run)).logs == Path("there/log")
+    assert read("pretrain", "--config", str(run), "output_dir=here").logs == Path("here/log")
+    assert read("pretrain", "--config", "none.yaml").logs == Path("output/log")
 
 
 def test_the_printed_line_can_be_pasted(monkeypatch, tmp_path, capsys):

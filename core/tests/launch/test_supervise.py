@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,26 @@ def test_a_signal_lets_workers_save_and_ends(jobs, number):
         assert jobs.notes(rank, "saved") == [True]
 
 
+def test_a_terminal_that_closes_lets_workers_save(jobs):
+    """Nobody reads any more what we say, which must not end us before they are done."""
+    process = jobs.start("all:meet=ready,save=1,print=on,sleep=100")
+    assert process.stdout.readline() == "on\n"
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 129
+    assert [jobs.notes(rank, "saved") for rank in (0, 1)] == [[True], [True]]
+    assert jobs.running() == []
+
+
+def test_a_reader_that_goes_does_not_end_the_job(jobs):
+    process = jobs.start("0:print=on,sleep=0.5,print=unread,print=more", "1:sleep=1")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 0 and process.stderr.read().count("\n") == 1
+    assert "more" in jobs.log(0)
+
+
 def test_a_second_signal_ends_at_once(jobs):
     process = jobs.start("all:deaf,child=session,meet=ready,sleep=100")
     assert jobs.until(lambda: len(list(jobs.folder.glob("ready.*"))) == 2)
@@ -141,6 +162,29 @@ def test_nothing_outlives_a_killed_launcher(jobs):
     assert jobs.until(lambda: len(list(jobs.folder.glob("ready.*"))) == 2)
     assert len(jobs.running()) == 6
     process.kill()
+    process.communicate(timeout=30)
+    assert jobs.until(lambda: not jobs.running(), 20)
+
+
+def test_workers_do_not_outlive_launcher_and_guard(jobs):
+    """`pkill -9 -f lm_core.launch` hits both, and no worker."""
+    process = jobs.start("all:deaf,meet=ready,sleep=100")
+    assert jobs.until(lambda: len(list(jobs.folder.glob("ready.*"))) == 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {number: Path(f"/proc/{number}/cmdline").read_bytes() for number in children}
+    (guard,) = [int(number) for number, line in lines.items() if b"lm_core.launch" in line]
+    os.kill(guard, signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=30)
+    assert jobs.until(lambda: not jobs.running(), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_job_within_a_job_ends_with_it(jobs, number):
+    process = jobs.start("0:launch=inner", "all:sleep=100")
+    assert jobs.until(lambda: len(list(jobs.folder.glob("inner.*"))) == 2)
+    assert len(jobs.running()) == 4
+    process.send_signal(number)
     process.communicate(timeout=30)
     assert jobs.until(lambda: not jobs.running(), 20)
 

@@ -45,7 +45,7 @@ def _launch(given: list[str]) -> int:
     if job.dry_run:
         print(commands.printed(job, job.port or free_port()))
         return 0
-    if (job.size == 1 and not job.watched) or {"-h", "--help"} & set(job.words):
+    if not job.supervised or {"-h", "--help"} & set(job.words):
         _become(job)
     return supervise.run(job)
 

@@ -15,8 +15,9 @@ from lm_core.parallel import machine
 SCHEDULER = "from mindspore.communication import init; init()"
 """Where the workers meet. It needs nothing of a run, so nothing of a run can break it."""
 
-MARK = "LM_LAUNCH"
-"""Set for a worker and inherited by whatever it starts, which makes them all findable."""
+MARK = "LM_LAUNCH_"
+"""With a job's mark behind it the name of a variable that a worker has and whatever it starts
+inherits, a launcher with its own mark as well; so all of them can be found."""
 
 TOPOLOGY_SECONDS = "600"
 
@@ -47,7 +48,7 @@ def _common(job: Job, address: str, port: int, mark: str) -> dict[str, str]:
     # Without the rank table, which MindSpore would number the ranks anew from.
     inherited = {name: text for name, text in os.environ.items() if name != "RANK_TABLE_FILE"}
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
-    found = inherited | {"PATH": path, "PYTHONUNBUFFERED": "1", MARK: mark} | threads(job)
+    found = inherited | {"PATH": path, "PYTHONUNBUFFERED": "1", MARK + mark: "1"} | threads(job)
     if job.size == 1:
         return found
     return found | {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +42,8 @@ class Job:
         hang_seconds: a worker that shows no life for so long hangs; 0: never.
         start_seconds: the same before its first sign of life, when graphs compile.
         stop_seconds: what workers have to save their state when asked to stop.
-        watched: a single process is supervised as well, instead of taking this one's place.
+        watched: somebody set HANG_SECONDS.
+        output: the folder of the run.
     """
 
     model: str
@@ -57,12 +60,18 @@ class Job:
     start_seconds: float = START_SECONDS
     stop_seconds: float = STOP_SECONDS
     watched: bool = False
+    output: Path = Path("output")
     dry_run: bool = False
 
     @property
     def size(self) -> int:
         """Processes on all machines."""
         return self.processes * self.machines
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it needs us beside it: several processes, or one that may have to start again."""
+        return self.size > 1 or (self.verb in TRAINING and (self.watched or self.restarts > 0))
 
     @property
     def ranks(self) -> range:
@@ -73,7 +82,7 @@ class Job:
     @property
     def logs(self) -> Path:
         """The folder in which every rank has one."""
-        return Path(line.value(self.words, "output_dir") or "output") / "log"
+        return self.output / "log"
 
     def log(self, rank: int) -> Path:
         """What a rank writes."""
@@ -99,11 +108,12 @@ def read(model: str, given: Sequence[str], environment: Mapping[str, str]) -> Jo
         model=model,
         verb=verb,
         words=tuple(rest[1:]),
+        output=Path(_output(model, rest[1:])),
         restarts=settings.integer("MAX_RESTARTS", 0, 0, MAX_RESTARTS),
         hang_seconds=settings.seconds("HANG_SECONDS", HANG_SECONDS),
         start_seconds=settings.seconds("START_SECONDS", START_SECONDS),
         stop_seconds=settings.seconds("STOP_SECONDS", STOP_SECONDS),
-        watched=bool(settings.text("MAX_RESTARTS") or settings.text("HANG_SECONDS")),
+        watched=bool(settings.text("HANG_SECONDS")),
         dry_run=settings.truth("DRY_RUN"),
         **place,  # type: ignore[arg-type]
     )
@@ -145,7 +155,7 @@ class _Settings:
     def truth(self, name: str) -> bool:
         try:
             return str2bool(self.text(name) or "0")
-        except Exception as error:
+        except ArgumentTypeError as error:
             self.problems.append(f"{name}: {error}; set it to 1 or 0")
             return True
 
@@ -181,6 +191,20 @@ def _verb(settings: _Settings, model: str, given: Sequence[str]) -> str:
         known = ", ".join(name for name in VERBS if find_spec(f"lm_{model}.{name}"))
         settings.problems.append(f"verb: {what}; give one of {known}")
     return verb
+
+
+def _output(model: str, given: Sequence[str]) -> str:
+    """Where the run writes. What is wrong with a run file is for the verb to say."""
+    named, run = line.value(given, "output_dir"), line.value(given, "config")
+    package = find_spec(f"lm_{model}")
+    if named is None and run and package and package.origin:
+        from lm_core.config.layers import read_layers
+
+        with suppress(ConfigError):
+            named = read_layers(run, (), [Path(package.origin).parent / "configs"]).values.get(
+                "output_dir"
+            )
+    return str(named or "output")
 
 
 def _place(settings: _Settings, ranks: range | None) -> dict[str, object]:

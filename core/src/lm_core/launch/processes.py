@@ -3,18 +3,21 @@
 Each process leads a session of its own, so a signal for its group reaches its children. Children
 that left the group are found by a mark in their environment, which they inherit. A guard, forked
 before anything is started, reads a pipe that nobody writes to; when we are gone, however that came,
-the pipe ends and the guard ends what carries the mark.
+the pipe ends and the guard ends what carries the mark. Where the guard is gone as well, Linux ends
+the processes themselves.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +27,7 @@ from lm_core.launch.commands import MARK
 TERM_SECONDS = 5.0
 """Between asking and killing where there is nothing left to save."""
 _KILL_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 class Process:
@@ -55,6 +59,8 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # Safe here: this program has one thread.
+                preexec_fn=_bound_to_us(),
             )
 
     @property
@@ -82,6 +88,15 @@ class Process:
         except OSError:
             return []
         return [shown for line in text.splitlines() if (shown := line.rstrip())][-count:]
+
+
+@cache
+def _bound_to_us() -> Callable[[], object] | None:
+    """What a child calls to be killed when its parent ends, where the system can do that."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return lambda: library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def wait(processes: Iterable[Process], seconds: float) -> bool:
@@ -117,7 +132,7 @@ def kill_all(processes: Sequence[Process], mark: str) -> list[int]:
 
 def marked(mark: str) -> list[int]:
     """The numbers of all processes that carry a mark, as far as Linux shows them."""
-    wanted, found = f"\0{MARK}={mark}\0".encode(), []
+    wanted, found = f"\0{MARK}{mark}=".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if wanted in b"\0" + (folder / "environ").read_bytes():
@@ -157,13 +172,6 @@ class Guard:
                 signal.signal(number, signal.SIG_IGN)
             os.close(self._pipe)
             os.read(end, 1)
-            left = marked(self._mark)
-            for number in left:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(number, signal.SIGTERM)
-            limit = time.monotonic() + TERM_SECONDS
-            while marked(self._mark) and time.monotonic() < limit:
-                time.sleep(0.05)
             kill_all([], self._mark)
         finally:
             os._exit(0)
@@ -185,16 +193,22 @@ class Screen:
         shown, self._rest = text[:cut], text[cut:]
         if shown:
             self._errors += errors(shown.decode(errors="replace").splitlines())
-            # Whoever reads us may have gone; that is no reason to end a job of days.
-            with suppress(OSError, ValueError):
-                sys.stdout.buffer.write(shown)
-                sys.stdout.buffer.flush()
+            _write(shown)
         return self._errors
 
     def close(self) -> None:
         """Writes the rest."""
         self.show(last=True)
         self._file.close()
+
+
+def _write(text: bytes) -> None:
+    """Whoever reads us may have gone; that is no reason to end a job of days."""
+    try:
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def errors(lines: Iterable[str]) -> list[str]:

@@ -10,7 +10,10 @@ import os
 import secrets
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from logging import ERROR, INFO, WARNING
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -49,7 +52,8 @@ def run(job: Job) -> int:
             end = Attempt(job, address, mark, signals, attempt).run()
             if end.final or attempt == job.restarts or signals.first:
                 break
-            _LOG.warning("restart %d of %d, from the newest checkpoint", attempt + 1, job.restarts)
+            again = f"restart {attempt + 1} of {job.restarts}, from the newest checkpoint"
+            _tell(WARNING, again)
     return 128 + signals.first if signals.first else end.status
 
 
@@ -128,11 +132,9 @@ class Attempt:
             job.log(rank).parent.joinpath("heartbeat").unlink(missing_ok=True)
             self.workers[rank] = self._process(f"rank {rank}", command, environment, job.log(rank))
         self.screen = Screen(self.workers[job.ranks.start])
-        _LOG.info(
-            "%s %s: ranks %d to %d of %d; what they say is in %s",
-            job.model, job.verb, job.ranks.start, job.ranks.stop - 1, job.size,
-            job.logs / "rank_*" / "launch.log",
-        )  # fmt: skip
+        where = job.logs / "rank_*" / "launch.log"
+        ranks = f"ranks {job.ranks.start} to {job.ranks.stop - 1} of {job.size}"
+        _tell(INFO, f"{job.model} {job.verb}: {ranks}; what they say is in {where}")
 
     def _process(
         self, name: str, command: list[str], environment: dict[str, str], log: Path
@@ -151,7 +153,8 @@ class Attempt:
         if self.screen:
             self.screen.close()
         if left:
-            _LOG.error("processes %s do not end; look at them with ps", ", ".join(map(str, left)))
+            numbers = ", ".join(map(str, left))
+            _tell(ERROR, f"processes {numbers} do not end; look at them with ps")
 
     def _show(self, last: bool = False) -> list[str]:
         """What rank 0 writes is on the screen as well; returns the errors shown there."""
@@ -199,9 +202,7 @@ class Attempt:
         lines = errors(failed.last_lines(100))
         wait(self.workers.values(), 2.0)
         shown = self._show(last=True)
-        for text in lines:
-            if text not in shown:
-                write_line(text)
+        _tell(ERROR, "", [text for text in lines if text not in shown])
         return bool(lines)
 
     def _report(self, failed: Process, what: str) -> None:
@@ -209,10 +210,9 @@ class Attempt:
         others = ""
         if failed is self.scheduler and self.job.machines > 1:
             others = ", which it does when a process of another machine is lost"
-        _LOG.error("%s %s%s; the job is ended; see %s", failed.name, what, others, failed.log)
-        if failed is not self.workers[self.job.ranks.start]:
-            for text in failed.last_lines():
-                write_line(f"    {text}")
+        is_shown = failed is self.workers[self.job.ranks.start]
+        lines = [] if is_shown else [f"    {text}" for text in failed.last_lines()]
+        _tell(ERROR, f"{failed.name} {what}{others}; the job is ended; see {failed.log}", lines)
 
     def _hung(self) -> int | None:
         """The rank that has shown no life for the longest time, when that is too long."""
@@ -253,12 +253,10 @@ class Attempt:
     def _stop(self) -> End:
         """Lets the workers save their state; they stop at the end of the step."""
         name = signal.Signals(self.signals.first).name
-        _LOG.warning(
-            "%s: the workers have %g s to save their state; once more ends them at once",
-            name, self.job.stop_seconds,
-        )  # fmt: skip
+        given = f"the workers have {self.job.stop_seconds:g} s to save their state"
+        _tell(WARNING, f"{name}: {given}; once more ends them at once")
         if not self._ask_all(self.job.stop_seconds):
-            _LOG.warning("ending the workers that are left")
+            _tell(WARNING, "ending the workers that are left")
         return End(128 + self.signals.first, final=True)
 
     def _ask_all(self, seconds: float) -> bool:
@@ -272,6 +270,15 @@ class Attempt:
                 return False
             time.sleep(_INTERVAL)
         return True
+
+
+def _tell(level: int, text: str, lines: Sequence[str] = ()) -> None:
+    """Says something where somebody listens: a terminal may have closed, and the job goes on."""
+    with suppress(OSError):
+        if text:
+            _LOG.log(level, "%s", text)
+        for shown in lines:
+            write_line(shown)
 
 
 def _spell(status: int) -> str:

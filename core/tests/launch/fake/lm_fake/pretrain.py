@@ -23,6 +23,11 @@ def child(own_session):
     note(child=process.pid)
 
 
+def launch(word):
+    """A job within the job."""
+    subprocess.Popen([sys.executable, "-m", "lm_core.launch", "fake", "pretrain", word])
+
+
 def save(seconds):
     """On SIGTERM takes a while and ends well, as training does."""
 
@@ -60,6 +65,7 @@ ACTIONS = {
     "kill": lambda number: os.kill(os.getpid(), int(number)),
     "sleep": lambda seconds: time.sleep(float(seconds)),
     "deaf": lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "launch": lambda name: launch(f"all:meet={name},sleep=100"),
     "save": save,
     "child": lambda kind: child(kind == "session"),
     "meet": meet,
