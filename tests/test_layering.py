@@ -17,7 +17,7 @@ LAYERS = [
     ["nn"],
     ["peft", "checkpoint", "data", "tokenizer", "metrics"],
     ["train", "generation"],
-    ["tasks", "auto", "trainer", "pipeline"],
+    ["tasks", "auto", "job", "trainer", "pipeline"],
     ["cli", "launch", "testing"],
 ]
 RANK = {unit: rank for rank, units in enumerate(LAYERS) for unit in units}

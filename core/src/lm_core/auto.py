@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from lm_core.checkpoint import hub, io
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError, TokenizerError
 from lm_core.log import get_logger, notice_once
+from lm_core.peft import layout, targets
 
 if TYPE_CHECKING:
-    from lm_core.checkpoint.io import Joined
-    from lm_core.checkpoint.layout.table import Mapped
+    from lm_core.checkpoint.layout.tensors import Tensors
     from lm_core.checkpoint.source import Source
     from lm_core.nn.network import Network
     from lm_core.parallel.context import ParallelContext
@@ -55,6 +55,21 @@ class AutoConfig:
         return [name for spec in registry.installed().values() for name in spec.presets]
 
 
+@dataclasses.dataclass(frozen=True)
+class Recut:
+    """What to do with weights that lie in `rank_R` folders.
+
+    Attributes:
+        auto_trans: recut those of other degrees ("auto_trans_ckpt").
+        scratch: where recut parts are written.
+        src_strategy: the strategy file or folder of parts that others wrote; "" for none.
+    """
+
+    auto_trans: bool = False
+    scratch: str | Path = "./output/transformed_checkpoint"
+    src_strategy: str = ""
+
+
 class AutoModel:
     """Models with their weights."""
 
@@ -64,6 +79,7 @@ class AutoModel:
         *,
         adapter: str | Path | None = None,
         context: ParallelContext | None = None,
+        recut: Recut | None = None,
         new_head: bool = False,
         seed: int = 0,
         **changes: Any,
@@ -77,7 +93,10 @@ class AutoModel:
             name_or_path: where the weights are.
             adapter: a folder or file with an adapter to put on it. One that lies beside the weights
                 is found by itself.
-            context: the place of this process; a single one if None.
+            context: the place of this process; a single one if None. It gets its part of the
+                weights, read tensor by tensor.
+            recut: what to do with weights that lie in parts; None: parts of other degrees are
+                refused.
             new_head: a classifier (`task="text_classification", num_labels=2`) may be made of the
                 weights of a language model; its head is random then, which is said.
             seed: of such a head, and of a new adapter where the configuration has one and the
@@ -99,7 +118,8 @@ class AutoModel:
         config = source.config.copy(changes)
         config.checkpoint_name_or_path = str(source.path)
         adapter = adapter or source.adapter  # which may bring the head that it was trained with
-        tensors = _tensors(source, config, HEAD_OF_CLASSES if new_head or adapter else ())
+        absent = HEAD_OF_CLASSES if new_head or adapter else ()
+        tensors = _part(name_or_path, source, config, absent, context, recut)
         model = empty_model(config, context=context, seed=seed)
         io.assign(model.named_parameters(), tensors)
         missing = set(HEAD_OF_CLASSES) & model.named_parameters().keys() - tensors.specs.keys()
@@ -197,7 +217,8 @@ def load_weights(model: Network, name_or_path: str | Path, absent: Collection[st
     spec = hub.family_of(model.config)
     source = hub.resolve(name_or_path, spec=spec, config=model.config)
     source = hub.weights(name_or_path, source)
-    io.assign(model.named_parameters(), _tensors(source, model.config, absent))
+    tensors = _part(name_or_path, source, model.config, absent, model.context, None)
+    io.assign(model.named_parameters(), tensors)
     _with_adapter(model, source.adapter)
     return source
 
@@ -267,25 +288,61 @@ def _with_adapter(model: Network, adapter: str | Path | None) -> Network:
     return get_pet_model(model, adapter)
 
 
-def _has_adapter(tensors: Mapped | Joined) -> bool:
-    from lm_core.peft import layout
-
+def _has_adapter(tensors: Tensors) -> bool:
     return any(map(layout.is_adapter_name, tensors.specs))
 
 
-def _tensors(source: Source, config: ModelConfig, absent: Collection[str]) -> Mapped | Joined:
-    """The weights of a source; those of a classifier may come from a language model but the head.
+def _part(
+    name_or_path: str | Path,
+    source: Source,
+    config: ModelConfig,
+    absent: Collection[str],
+    context: ParallelContext | None,
+    recut: Recut | None,
+) -> Tensors:
+    """This rank's part of the weights: all of them, where it is alone and they lie in one piece."""
+    from lm_core.checkpoint import rankfolders, ranks
+    from lm_core.parallel.context import ParallelContext
+    from lm_core.parallel.partition import Partition
+
+    recut = recut or Recut()
+    context = context or ParallelContext.local()
+    in_parts = Path(name_or_path).exists() and rankfolders.has_ranks(name_or_path)
+    if context.world_size == 1 and not in_parts and not recut.src_strategy:
+        return _tensors(source.tensors, source.path, config, absent)
+    spec = source.spec
+    partition = Partition(config, context.degrees, targets.shapes(spec, config))
+
+    def read(config: ModelConfig, **lenient: Collection[str]) -> Tensors:
+        return ranks.open_for(
+            name_or_path, config, spec, partition, context.rank, recut.auto_trans, recut.scratch,
+            recut.src_strategy or None, **lenient,
+        )  # fmt: skip
+
+    return _tensors(read, source.path, config, absent, context.is_last_stage)
+
+
+def _tensors(
+    read: Callable[..., Tensors],
+    where: Path | None,
+    config: ModelConfig,
+    absent: Collection[str],
+    has_head: bool = True,
+) -> Tensors:
+    """The weights that `read` gives; a classifier's may be a language model's but for the head.
 
     Raises:
-        CheckpointError: as `Source.tensors`; a classifier's head is missing and must not be.
+        CheckpointError: as `read`; a classifier's head is missing and must not be.
     """
     if not config.is_classifier:
-        return source.tensors(config, absent=absent)
-    tensors = source.tensors(config, absent=[*absent, *HEAD_OF_CLASSES], spare=HEAD_OF_TOKENS)
+        return read(config, absent=absent)
+    tensors = read(config, absent=[*absent, *HEAD_OF_CLASSES], spare=HEAD_OF_TOKENS)
+    if not has_head:
+        return tensors
     lacking = [name for name in HEAD_OF_CLASSES if name not in {*tensors.specs, *absent}]
     if lacking:
         raise CheckpointError(
-            f"{source.path}: lacks {', '.join(lacking)}, it is a language model; must be a "
+            f"{where}: lacks {', '.join(lacking)}, it is a language model; must be a "
             f"classifier here; finetune makes one of it (AutoModel.from_pretrained(..., "
             f"new_head=True) gives it a random head)"
         )

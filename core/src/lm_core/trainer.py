@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_core import job
 from lm_core import spec as registry
 from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer, empty_model
 from lm_core.checkpoint import hub, saved
@@ -24,6 +25,7 @@ from lm_core.pipeline import pipeline
 
 if TYPE_CHECKING:
     from lm_core.nn.network import Network
+    from lm_core.parallel.context import ParallelContext
     from lm_core.tokenizer.base import Tokenizer
     from lm_core.train.callbacks import Callback
     from lm_core.train.loop import TrainLoop
@@ -200,6 +202,11 @@ class Trainer:
             run.model.config.pet_config = LoraConfig()
         return run
 
+    @property
+    def says(self) -> bool:
+        """Whether this process is the one of several that prints results."""
+        return self.network is None or self.network.context.rank == 0
+
     def _train(
         self,
         start: str,
@@ -212,6 +219,9 @@ class Trainer:
             run.resume_training = resume_training
         if do_eval is not None:
             run.do_eval = do_eval
+        if run.only_save_strategy:
+            job.write_strategy(run, job.join(run, stages=True))
+            return None
         loop = self._loop(run, start, from_random)
         assert self.network is not None
         loop.run()
@@ -228,19 +238,21 @@ class Trainer:
 
     def _loop(self, run: RunConfig, start: str, from_random: bool) -> TrainLoop:
         """Everything that can be wrong is found before anything is computed."""
-        from lm_core.train import session, state
+        from lm_core.train import resume as resuming
+        from lm_core.train import session
 
-        self._prepare(run)
+        context = job.join(run, stages=not run.do_eval)
+        job.write_strategy(run, context)
         train, evaluation, resume, _ = _all_of(
             lambda: session.open_records(run, "train_dataset"),
             lambda: session.open_records(run, "eval_dataset") if run.do_eval else None,
-            lambda: state.find(run.resume_training, session.checkpoint_folder(run)),
+            lambda: resuming.find(run, context),
             lambda: self._check_start(run, start, from_random),
         )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
         named = bool(self.tokenizer is not None or _vocabulary(run))
         session.check_vocabulary(run.model.config, files, named)
-        self.network = self._start(run, start, resume)
+        self.network = self._start(run, start, resume, context)
         if run.model.config.pet_config is not None:
             from lm_core.peft.lora import log_trained
 
@@ -248,8 +260,8 @@ class Trainer:
         loop = session.build(run, self.network, train, evaluation, resume=resume, files=files)
         loop.callbacks += self.callbacks
         if resume is None:
-            session.set_aside(run, files)
-        session.write_run(run)
+            session.set_aside(run, files, context.rank)
+        session.write_run(run, context.rank)
         return loop
 
     def _check_start(self, run: RunConfig, start: str, from_random: bool) -> None:
@@ -269,26 +281,26 @@ class Trainer:
                 "weights on purpose"
             )
 
-    def _start(self, run: RunConfig, start: str, resume: Path | None) -> Network:
+    def _start(
+        self, run: RunConfig, start: str, resume: Path | None, context: ParallelContext
+    ) -> Network:
         """The model with the weights that training starts from."""
         config, adapter = run.model.config, run.load_adapter or None
         if resume is not None and self.network is None:
             if not adapters.has_adapter(resume):
-                return empty_model(config)
+                return empty_model(config, context=context)
             base = run.load_checkpoint or adapters.base_of(resume)
             if not base:
                 raise CheckpointError(
                     f"load_checkpoint: is missing; {resume} holds an adapter alone; give the "
                     f"weights that it was trained on"
                 )
-            return AutoModel.from_pretrained(base, config=config, adapter=resume)
+            return job.load(run, base, context, adapter=resume)
         if start and resume is None:
-            return AutoModel.from_pretrained(
-                start, config=config, adapter=adapter, new_head=True, seed=run.seed
-            )
+            return job.load(run, start, context, adapter=adapter, new_head=True, seed=run.seed)
         if self.network is None:
             fresh = config.copy(checkpoint_name_or_path="")
-            return AutoModel.from_config(fresh, seed=run.seed)
+            return AutoModel.from_config(fresh, context=context, seed=run.seed)
         if config.pet_config is not None and self.network.config.pet_config is None:
             from lm_core.peft.lora import get_pet_model
 
@@ -307,20 +319,14 @@ class Trainer:
 
     def _with_weights(self, found: str | Path) -> Network:
         """The model with the weights of `_weights`."""
-        self._prepare(self.run)
+        context = job.join(self.run)
         if found or self.network is None:
-            self.network = AutoModel.from_pretrained(
-                found, config=self.run.model.config, adapter=self.run.load_adapter or None
-            )
+            adapter = self.run.load_adapter or None
+            self.network = job.load(self.run, found, context, adapter=adapter)
         return self.network
 
     def _named_checkpoint(self) -> str:
         return self.run.load_checkpoint or self.run.model.config.checkpoint_name_or_path or ""
-
-    def _prepare(self, run: RunConfig) -> None:
-        from lm_core.parallel.context import init_context
-
-        init_context(run.use_parallel, run.context)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

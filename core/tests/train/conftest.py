@@ -13,8 +13,8 @@ from lm_core.config.model import ModelConfig
 from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.pipeline import BatchIterator, RecordDataset
 from lm_core.nn.dropout import Dropout, dropout_key
-from lm_core.nn.loss import CrossEntropy
-from lm_core.parallel import backend
+from lm_core.nn.network import Network
+from lm_core.parallel.context import ParallelContext
 from lm_core.train.batch import causal_batch
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
@@ -26,7 +26,7 @@ from lm_core.train.step import TrainStep, trained_parameters
 VOCABULARY, LENGTH, RECORDS = 23, 6, 22
 
 
-class TinyModel(nn.Cell):
+class TinyModel(Network):
     """Embedding, one gated layer with dropout, a bias, a head; predicts from the token alone.
 
     The id `poison` makes the loss infinite, and adds nothing to its gradient.
@@ -37,8 +37,10 @@ class TinyModel(nn.Cell):
     def __init__(
         self, hidden: int = 8, rate: float = 0.0, seed: int = 0, kind=ms.float32, poison=None
     ) -> None:
-        backend.setup()
-        super().__init__()
+        config = ModelConfig(
+            vocab_size=VOCABULARY, hidden_size=hidden, num_layers=1, num_heads=1, seq_length=LENGTH
+        )
+        super().__init__(config, ParallelContext.local())
         generator = np.random.default_rng(seed)
 
         def weight(name: str, *shape: int) -> Parameter:
@@ -51,11 +53,7 @@ class TinyModel(nn.Cell):
         self.head = weight("head.weight", hidden, VOCABULARY)
         self.dropout = Dropout(rate, 0)
         self.state = Parameter(Tensor(np.zeros(3, np.int32)), name="dropout", requires_grad=False)
-        self.cross_entropy = CrossEntropy()
         self.poison = poison
-        self.config = ModelConfig(
-            vocab_size=VOCABULARY, hidden_size=hidden, num_layers=1, num_heads=1, seq_length=LENGTH
-        )
 
     def loss_terms(self, input_ids: Tensor, labels: Tensor):
         key = dropout_key(self.state)

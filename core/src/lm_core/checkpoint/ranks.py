@@ -69,20 +69,23 @@ def open_for(
         tensors = foreign.tensors(spec, config, Path(scratch), **lenient)
         return Sharded(tensors, partition, rank)
     found = rankfolders.steps(path, saved.CONFIG)
-    step = rankfolders.newest(found) if found else None
-    if step is None or step.layout.world_size == 1:
-        whole = path if step is None else step.directory(0)
-        return Sharded(
-            whole_tensors(source_of(whole, spec, config), config, **lenient), partition, rank
-        )
+    if not found or found[0].layout.world_size == 1:
+        whole = rankfolders.newest(found).directory(0) if found else path
+        tensors = whole_tensors(source_of(whole, spec, config), config, **lenient)
+        return Sharded(tensors, partition, rank)
     target = Layout.of(partition.degrees, rank)
-    if not step.layout.same_weights(target):
-        _require_auto_trans(step, target, auto_trans)
+    if found[0].layout.same_weights(target):
+        # Ranks of other machines need not be here. An older step is no way out where this one is
+        # damaged: other ranks would load the new one.
+        own = found[0].layout.rank_of(target)
+        _raise(found[0].problems([own]))
+        directory = found[0].directory(own)
+    else:
+        _require_auto_trans(found[0], target, auto_trans)
+        step = rankfolders.newest(found)
         directory = Path(scratch) / _name(step) / f"rank_{rank}"
         with atomic.new_directory(directory, overwrite=True) as made:
             write_part(made, step, strategy_of(step, spec), partition, rank, with_state=False)
-    else:
-        directory = step.directory(step.layout.rank_of(target))
     return _fitting(io.open_directory(directory), partition, rank, **lenient)
 
 

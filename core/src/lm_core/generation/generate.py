@@ -5,6 +5,7 @@ Every row has its own length and random stream, so a batch gives what each promp
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -78,7 +79,7 @@ def generate(
         )
         prompts, limits = fit(prompts, settings, model.config.seq_length)
         _check(settings, len(prompts), streamer, batch_size)
-        random = sampling.streams(prompts, settings.seed) if settings.do_sample else []
+        random = sampling.streams(prompts, _seed(model, settings)) if settings.do_sample else []
         size = batch_size or len(prompts)
         found: list[np.ndarray] = []
         for start in range(0, len(prompts), size):
@@ -88,6 +89,16 @@ def generate(
     finally:
         if streamer is not None:
             streamer.end()
+
+
+def _seed(model: Any, settings: GenerationConfig) -> int | None:
+    """A fresh seed must be the same on all ranks that compute one answer together."""
+    context = getattr(model, "context", None)
+    if settings.seed is not None or context is None or context.world_size == 1:
+        return settings.seed
+    from lm_core.parallel import collectives
+
+    return collectives.gathered(context, secrets.randbits(32))[0]
 
 
 def _check(settings: GenerationConfig, rows: int, streamer: Any, batch_size: int | None) -> None:

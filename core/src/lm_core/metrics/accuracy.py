@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -20,6 +22,15 @@ class Accuracy:
         self.total += float((normaliser - wide[np.arange(len(wide)), labels]).sum())
         self.correct += int((wide.argmax(axis=1) == labels).sum())
         self.rows += len(labels)
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """What parts of a data set add up to, for several processes."""
+        return self.total, self.correct, self.rows
+
+    @sums.setter
+    def sums(self, values: Sequence[float]) -> None:
+        self.total, self.correct, self.rows = values[0], round(values[1]), round(values[2])
 
     def result(self) -> dict[str, float]:
         """The mean loss in nats and the share that is right: `{"loss": ..., "accuracy": ...}`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 class Perplexity:
@@ -19,6 +20,15 @@ class Perplexity:
         """Adds a batch: the sum of its token losses and their number."""
         self.total += loss_sum
         self.tokens += round(tokens)
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """What parts of a data set add up to, for several processes."""
+        return self.total, self.tokens
+
+    @sums.setter
+    def sums(self, values: Sequence[float]) -> None:
+        self.total, self.tokens = values[0], round(values[1])
 
     def result(self) -> dict[str, float]:
         """The mean loss in nats and its exponential: `{"loss": ..., "PPL": ...}`."""

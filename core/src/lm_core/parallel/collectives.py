@@ -126,6 +126,21 @@ def all_reduce(group: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     return _sum(group)(Tensor(array)).asnumpy() if group else array
 
 
+def sum_over_data(context: ParallelContext, values: Sequence[float]) -> Sequence[float]:
+    """Sums float64 values over the data-parallel ranks, in an order that is the same on all."""
+    if not context.dp_group:
+        return values
+    # A float64 is the sum of three float32; adding the zeros of others changes none of them.
+    table = np.zeros((context.data_parallel, len(values), 3), np.float32)
+    for place, value in enumerate(values):
+        rest = float(value)
+        for digit in range(3):
+            table[context.dp_rank, place, digit] = np.float32(rest)
+            rest -= float(table[context.dp_rank, place, digit])
+    found = all_reduce(context.dp_group, table).astype(np.float64)
+    return [float(value) for value in found.sum(2).sum(0)]
+
+
 def agreed(group: str, flag: bool) -> bool:
     """Whether the flag is set on any rank of the group; all get the same answer."""
     return bool(all_reduce(group, [float(flag)])[0] > 0.0)

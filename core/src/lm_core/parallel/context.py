@@ -85,6 +85,11 @@ class ParallelContext:
         return self.data_parallel * self.model_parallel * self.pipeline_stage
 
     @property
+    def cuts_weights(self) -> bool:
+        """Whether a rank holds less than the whole model."""
+        return self.model_parallel * self.pipeline_stage > 1
+
+    @property
     def tp_rank(self) -> int:
         """Place among the ranks that share each layer's weights."""
         return self.rank % self.model_parallel
@@ -122,8 +127,7 @@ class ParallelContext:
     @property
     def model_group(self) -> str:
         """The ranks that together hold one copy of the model; "" for this one alone."""
-        several = self.model_parallel * self.pipeline_stage > 1
-        return self._group("model", self.dp_rank) if several else ""
+        return self._group("model", self.dp_rank) if self.cuts_weights else ""
 
     @property
     def ends_group(self) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from lm_core.checkpoint import hub, io
-from lm_core.checkpoint.layout.tensors import Memory
+from lm_core.checkpoint.layout.tensors import Memory, Tensors
+from lm_core.checkpoint.parts import Sharded
 from lm_core.config.model import LoraConfig
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import get_logger
@@ -24,7 +25,7 @@ from lm_core.nn import init
 from lm_core.nn.dropout import Dropout, dropout_key
 from lm_core.nn.linear import Linear
 from lm_core.parallel import backend
-from lm_core.parallel.partition import WHOLE, Cut
+from lm_core.parallel.partition import WHOLE, Cut, Partition
 from lm_core.peft import files, layout, targets
 
 if TYPE_CHECKING:
@@ -159,13 +160,25 @@ def get_pet_model(model: Network, config: LoraConfig | str | Path, *, seed: int 
         attach(model, config, seed)
         return model
     adapter = files.read(config, hub.family_of(model.config), model.config, model.config.pet_config)
-    files.check_base(adapter, io.Parameters(model.named_parameters()))
+    if not model.context.cuts_weights:
+        # The checksum is that of whole weights, of which a rank may have a part.
+        files.check_base(adapter, io.Parameters(model.named_parameters()))
     if not layers(model):
         with init.no_initial_values():
             attach(model, adapter.config, seed)
-    _check_same(model, adapter)
-    io.assign(model.named_parameters(), Memory(adapter.arrays, adapter.where))
+    own = _own_part(model, adapter)
+    _check_same(model, own)
+    io.assign(model.named_parameters(), own)
     return model
+
+
+def _own_part(model: Network, adapter: files.Adapter) -> Tensors:
+    """What this rank holds of an adapter."""
+    arrays, context = Memory(adapter.arrays, adapter.where), model.context
+    if not context.cuts_weights:
+        return arrays
+    shapes = targets.shapes(hub.family_of(model.config), model.config)
+    return Sharded(arrays, Partition(model.config, context.degrees, shapes), context.rank)
 
 
 def attach(model: Network, config: LoraConfig, seed: int = 0) -> None:
@@ -187,10 +200,10 @@ def attach(model: Network, config: LoraConfig, seed: int = 0) -> None:
     freeze(model, config)
 
 
-def _check_same(model: Network, adapter: files.Adapter) -> None:
+def _check_same(model: Network, adapter: Tensors) -> None:
     """The adapter must be for all of the layers that the model has adapters on, and no others."""
     ours = {name for name in model.named_parameters() if layout.is_adapter_name(name)}
-    theirs = {name for name in adapter.arrays if layout.is_adapter_name(name)}
+    theirs = {name for name in adapter.specs if layout.is_adapter_name(name)}
     if ours != theirs:
         names = ", ".join(sorted(ours ^ theirs))
         raise CheckpointError(

@@ -21,7 +21,8 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     settings = resolve_run(spec, args, overrides)
     from lm_core.trainer import Trainer
 
-    result = Trainer(settings).evaluate()
-    for name in result:
+    trainer = Trainer(settings)
+    result = trainer.evaluate()
+    for name in result if trainer.says else ():
         print(f"{name}: {result}")
     return 0

@@ -58,12 +58,16 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     generator = _pipeline(settings, args, options)
     ids = _fitting(generator, texts)
     start = time.perf_counter()
-    if args.stream:
+    first = generator.model.context.rank == 0
+    if args.stream and first:
         rows = _streamed(generator, ids)
     else:
-        size = args.predict_batch_size or settings.predict_batch_size
+        # Streamed rows are computed one by one, and so they must be on all ranks.
+        size = 1 if args.stream else args.predict_batch_size or settings.predict_batch_size
         rows = generator.continue_ids(ids, batch_size=size)
     seconds = time.perf_counter() - start
+    if not first:
+        return 0  # all ranks have the same tokens; one says them
     lines = [repr([{"text_generation_text": [generator.decode(row)]}]) for row in rows]
     if not args.stream:
         print("\n".join(lines))
@@ -87,7 +91,10 @@ def _classify(
             *(f"{name}: is for generated text; this model classifies; remove it" for name in wrong)
         )
     size = args.predict_batch_size or settings.predict_batch_size
-    found = _pipeline(settings, args, options)(texts, batch_size=size)
+    classifier = _pipeline(settings, args, options)
+    found = classifier(texts, batch_size=size)
+    if classifier.model.context.rank > 0:
+        return 0
     lines = [repr(item if isinstance(item, list) else [item]) for item in found]
     print("\n".join(lines))
     _save(settings, lines)
@@ -100,7 +107,8 @@ def _save(settings: RunConfig, lines: list[str]) -> None:
 
 
 def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
-    from lm_core.auto import AutoModel, AutoTokenizer
+    from lm_core import job
+    from lm_core.auto import AutoTokenizer
     from lm_core.generation.config import GenerationConfig
     from lm_core.pipeline import pipeline
 
@@ -113,7 +121,7 @@ def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> 
             "load_checkpoint: is missing; must be the weights to use; add --load_checkpoint DIR"
         )
     adapter = settings.load_adapter or None
-    model = AutoModel.from_pretrained(checkpoint, config=config, adapter=adapter)
+    model = job.load(settings, checkpoint, job.join(settings), adapter=adapter)
     tokenizer = AutoTokenizer.from_pretrained(_vocabulary(settings, args, model))
     return pipeline(config.task, model, tokenizer, **options)
 

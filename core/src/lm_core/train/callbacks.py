@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from lm_core.checkpoint import atomic
 from lm_core.checkpoint.saved import STATE, checkpoints
 from lm_core.errors import CheckpointError, ConfigError
+from lm_core.heartbeat import beat
 from lm_core.log import clock, get_logger, progress
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class CheckpointMonitor(Callback):
         self._time = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoints") if background else None
         self._writing: tuple[int, Future[None]] | None = None
+        self._pending: Path | None = None
 
     def begin(self, loop: TrainLoop) -> None:
         atomic.clear_leftovers(self.folder)
@@ -244,16 +246,22 @@ class CheckpointMonitor(Callback):
         if self._writing is not None and self._writing[1].done():
             self._wait()
         due = self.every_steps > 0 and loop.steps % self.every_steps == 0
-        waited = time.monotonic() - self._time
-        due = due or (self.every_seconds > 0 and waited >= self.every_seconds)
+        if not due and self.every_seconds > 0:
+            due = loop.agreement.any(time.monotonic() - self._time >= self.every_seconds)
         # The last step's checkpoint is written by `finish`, which reports a failure as an error.
         if due and loop.steps < loop.total_steps:
             self._save_on_the_way(loop)
 
     def finish(self, loop: TrainLoop) -> None:
         self._wait()
-        if self.last != self._path(loop):
+        if self.last == self._path(loop):
+            return
+        written = False
+        try:
             self._write(loop.state.snapshot(copy=False), self._path(loop))
+            written = True
+        finally:
+            self._prune_if_all(loop, written)
 
     def close(self) -> None:
         self._wait()
@@ -266,10 +274,19 @@ class CheckpointMonitor(Callback):
         if self._thread is None:
             with _reported(loop.steps):
                 self._write(loop.state.snapshot(copy=False), path)
+            self._prune_if_all(loop, self.last == path)
         else:
+            if self._pending is not None:
+                self._prune_if_all(loop, self.last == self._pending)
+            self._pending = path
             snapshot = loop.state.snapshot()
             self._writing = loop.steps, self._thread.submit(self._write, snapshot, path)
         self._time = time.monotonic()
+
+    def _prune_if_all(self, loop: TrainLoop, written: bool) -> None:
+        """Deletes old checkpoints if every rank has the new one: a part alone is worth nothing."""
+        if loop.agreement.all(written) and self.last is not None:
+            self._prune(self.last)
 
     def _wait(self) -> None:
         """For the checkpoint that is being written, if there is one."""
@@ -279,13 +296,13 @@ class CheckpointMonitor(Callback):
                 future.result()
 
     def _write(self, snapshot: Snapshot, path: Path) -> None:
-        """Writes a checkpoint, reads it back, and deletes those that are too many."""
+        """Writes a checkpoint and reads it back."""
         start = time.monotonic()
         snapshot.write(path)
         atomic.check(path)
         self.last = path
         log.info("saved %s (%.1f s)", path, time.monotonic() - start)
-        self._prune(path)
+        beat()
 
     def _path(self, loop: TrainLoop) -> Path:
         return self.folder / f"{self.prefix}-{loop.steps}"

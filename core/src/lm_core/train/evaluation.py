@@ -9,9 +9,11 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from lm_core.data.pipeline import BatchIterator, RecordDataset
+from lm_core.heartbeat import beat
 from lm_core.log import progress
 from lm_core.metrics.accuracy import Accuracy
 from lm_core.metrics.perplexity import Perplexity
+from lm_core.parallel.collectives import sum_over_data
 from lm_core.train.batch import Columns, causal_batch, fill_rows
 
 if TYPE_CHECKING:
@@ -72,12 +74,14 @@ class Evaluator:
         metric.update(float(total.asnumpy()), float(count.asnumpy()))
 
     def _measure(self) -> dict[str, float]:
-        metric = self.metric()
+        metric, context = self.metric(), self.model.context
         batches = BatchIterator(
             self.records,
-            self.batch_size,
+            self.batch_size * context.data_parallel,
             shuffle=False,
             drop_remainder=False,
+            dp_rank=context.dp_rank,
+            dp_size=context.data_parallel,
             vocab_size=self.model.config.vocab_size,
             check=self.check,
         )
@@ -88,6 +92,8 @@ class Evaluator:
                 text = ", ".join(f"{name} {value:.4f}" for name, value in found)
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(1)
+                beat()
+        metric.sums = sum_over_data(context, metric.sums)
         return metric.result()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lm_core.errors import DataError
+from lm_core.heartbeat import beat
 from lm_core.log import get_logger
+from lm_core.train.agreement import Agreement
 from lm_core.train.batch import IGNORED, Columns, fill_rows, split_rows
 from lm_core.train.callbacks import Callback, CheckpointMonitor, Record
 from lm_core.train.nonfinite import NonFinite
@@ -80,6 +83,7 @@ class TrainLoop:
     ) -> None:
         self.state, self.schedule, self.plan, self.prepare = state, schedule, plan, prepare
         self.callbacks, self.evaluate = list(callbacks), evaluate
+        self.agreement = Agreement(state.model.context)
         self.nonfinite = NonFinite(state.data, plan.skip_nonfinite, plan.nonfinite)
         self.total_steps = plan.total_steps
         self.epochs = -(-plan.total_steps // state.data.steps_per_epoch)
@@ -118,29 +122,36 @@ class TrainLoop:
                 self.nonfinite.begin(self.steps)
                 for callback in self.callbacks:
                     callback.begin(self)
-                while self.steps < self.total_steps and not stop:
-                    self._epoch(stop)
-                self.stopped_by = stop.number if self.steps < self.total_steps else 0
+                stopping = False
+                while self.steps < self.total_steps and not stopping:
+                    stopping = self._epoch(stop)
+                if self.steps < self.total_steps:
+                    # Where another rank was asked, this one stops with it.
+                    self.stopped_by = stop.number or signal.SIGTERM
                 for callback in self.callbacks:
                     callback.finish(self)
             finally:
                 for callback in self.callbacks:
                     callback.close()
 
-    def _epoch(self, stop: StopRequest) -> None:
+    def _epoch(self, stop: StopRequest) -> bool:
+        """The rest of an epoch. Returns whether any rank was asked to stop."""
         data = self.state.data
         place, start = (data.epoch, data.step), time.perf_counter()
         for columns in data:
             result, rate = self._step(columns, place)
             self._report(result, rate, place[0], time.perf_counter() - start)
-            if not stop:
+            beat()
+            stopping = self.agreement.any(bool(stop))
+            if not stopping:
                 self._evaluate_if_due()
             stop.renew()
             for callback in self.callbacks:
                 callback.end_step(self)
-            if stop or self.steps >= self.total_steps:
-                return
+            if stopping or self.steps >= self.total_steps:
+                return stopping
             place, start = (data.epoch, data.step), time.perf_counter()
+        return False
 
     def _step(self, columns: Columns, place: tuple[int, int]) -> tuple[StepResult, float]:
         batch = self.prepare(columns)

@@ -182,13 +182,14 @@ def build(
     schedule = schedules.from_config(
         run.lr_schedule, run.learning_rate, total, data.steps_per_epoch
     )
+    context = model.context
     state = TrainState(
         model=model,
         step=training_step(run, model),
         loss_scale=LossScale.from_config(run.loss_scale),
         data=data,
         run_text=dump_run(run),
-        metrics=log_folder(run) / saved.METRICS,
+        metrics=log_folder(run, context.rank) / saved.METRICS,
         files=files or {},
         base=_base(run, model),
     )
@@ -202,7 +203,7 @@ def build(
         eval_steps=steps,
         eval_epochs=epochs,
         skip_nonfinite=run.runner_wrapper.nan_policy == "skip",
-        nonfinite=log_folder(run) / nonfinite.FILE,
+        nonfinite=log_folder(run, context.rank) / nonfinite.FILE,
         unit=task.unit,
     )
     return TrainLoop(
@@ -210,7 +211,7 @@ def build(
         schedule,
         plan,
         task.prepare,
-        _callbacks(run, resume),
+        _callbacks(run, resume, context.rank),
         None if evaluation is None else evaluator(run, model, evaluation),
     )
 
@@ -256,6 +257,9 @@ def _base(run: RunConfig, model: Network) -> tuple[str, str] | None:
     if run.checkpoint is None or not run.checkpoint.save_trainable_params:
         return None
     if model.config.pet_config is None:
+        return None
+    if model.context.cuts_weights:
+        log.warning("save_trainable_params: has no effect where a rank holds a part of the model")
         return None
     named = model.config.checkpoint_name_or_path
     if not named:
@@ -321,19 +325,19 @@ def _evaluation_intervals(run: RunConfig) -> tuple[int | None, int | None]:
     return (steps if steps > 0 else None, epochs if epochs > 0 else None)
 
 
-def _callbacks(run: RunConfig, resume: Path | None) -> list[Callback]:
+def _callbacks(run: RunConfig, resume: Path | None, rank: int) -> list[Callback]:
     found: list[Callback] = []
     if run.loss_monitor is not None:
         found.append(LossMonitor(run.loss_monitor.per_print_times))
-    found.append(MetricsFile(log_folder(run) / saved.METRICS))
+    found.append(MetricsFile(log_folder(run, rank) / saved.METRICS))
     for item in run.callbacks:
         if isinstance(item, SummaryMonitor):
-            folder = item.summary_dir or Path(run.output_dir) / "summary" / "rank_0"
+            folder = item.summary_dir or Path(run.output_dir) / "summary" / f"rank_{rank}"
             found.append(TensorBoard(Path(folder), item.collect_freq))
     settings = run.checkpoint or CheckpointSettings(save_checkpoint_steps=0)
     found.append(
         CheckpointMonitor(
-            checkpoint_folder(run),
+            checkpoint_folder(run, rank),
             settings.prefix,
             every_steps=settings.save_checkpoint_steps,
             every_seconds=settings.save_checkpoint_seconds,

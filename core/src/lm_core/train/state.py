@@ -8,6 +8,7 @@ A directory `<prefix>-<step>` is complete or absent (`checkpoint.atomic`) and ho
     training.json                    counters, loss scale, position in the data, seed
     run.yaml                         the resolved run
     metrics.jsonl                    the history of the run so far
+    parallel.json                    which part of the model this is, where there are several
     manifest.json                    size and SHA-256 of all of these
 
 Random state is the seed and the number of the step: initial values, order of samples and dropout
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_core import spec as registry
-from lm_core.checkpoint import atomic, io, saved, tensorfile
+from lm_core.checkpoint import atomic, io, parts, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
 from lm_core.checkpoint.saved import METRICS, STATE
 from lm_core.errors import CheckpointError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.data.pipeline import BatchIterator
     from lm_core.nn.network import Network
+    from lm_core.parallel.context import ParallelContext
     from lm_core.train.loss_scale import LossScale
     from lm_core.train.step import TrainStep
 
@@ -94,6 +96,7 @@ class TrainState:
         return Snapshot(
             spec_name=self.model.spec_name,
             config=self.model.config,
+            context=self.model.context,
             weights=_copied(weights) if copy else weights,
             moments=_copied(moments) if copy else moments,
             counters=self.counters(),
@@ -117,7 +120,6 @@ class TrainState:
             "version": _VERSION,
             "step": self.step.steps,
             "updates": self.step.updates,
-            "accumulation": self.step.accumulation,
             "seed": self.step.seed,
             "loss_scale": self.loss_scale.state(),
             "data": self.data.state(),
@@ -134,7 +136,7 @@ class TrainState:
         changed = [
             f"resume: {name} was {before[name]}, now it is {now[name]}; the run would "
             f"not go on as it was; set it back, or start anew with --load_checkpoint {directory}"
-            for name in ("seed", "accumulation")
+            for name in ("seed",)
             if before[name] != now[name]
         ]
         if changed:
@@ -165,6 +167,7 @@ class Snapshot:
     Attributes:
         spec_name: the model family.
         config: the architecture.
+        context: whose part of the model this is.
         weights: of the model.
         moments: of the optimizer.
         counters: the content of training.json.
@@ -177,6 +180,7 @@ class Snapshot:
 
     spec_name: str
     config: ModelConfig
+    context: ParallelContext
     weights: Tensors
     moments: Tensors
     counters: Mapping[str, Any]
@@ -195,6 +199,8 @@ class Snapshot:
         atomic.require_space(directory, self.nbytes)
         with atomic.new_directory(directory, overwrite=True) as scratch:
             self._write_weights(scratch)
+            if self.context.world_size > 1:
+                parts.write_layout(scratch, self.context.degrees, self.context.rank)
             tensorfile.write(scratch / OPTIMIZER, self.moments)
             (scratch / STATE).write_text(json.dumps(self.counters, indent=1) + "\n")
             (scratch / RUN).write_text(self.run_text, encoding="utf-8")

@@ -1,0 +1,82 @@
+"""This process among those of a run: its place, and its part of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_core.auto import AutoModel, Recut
+from lm_core.checkpoint import hub, parts
+from lm_core.checkpoint.ranks import TRANSFORMED
+from lm_core.config.checks import check_world
+from lm_core.errors import ConfigError
+from lm_core.log import notice_once
+from lm_core.parallel.context import ParallelContext, init_context, job_size
+from lm_core.parallel.partition import Partition
+from lm_core.peft import targets
+
+if TYPE_CHECKING:
+    from lm_core.config.schema import RunConfig
+
+
+def join(run: RunConfig, *, stages: bool = False) -> ParallelContext:
+    """Joins the other processes of a run and finds this one's place among them.
+
+    What is wrong with the degrees is found before anybody is waited for.
+
+    Args:
+        run: the run.
+        stages: whether what is to be done can be done in pipeline stages.
+
+    Raises:
+        ConfigError: the degrees do not fit the model, the processes that run, or what is done.
+    """
+    degrees = run.model.config.parallel_config
+    partition(run)
+    if degrees.pipeline_stage > 1 and not stages:
+        raise ConfigError(
+            f"parallel_config.pipeline_stage: is {degrees.pipeline_stage}; must be 1 here, since "
+            f"evaluation and generation know no pipeline; use model_parallel and data_parallel "
+            f"(auto_trans_ckpt: True recuts checkpoints), and do_eval: False while training"
+        )
+    if run.use_parallel and job_size() > 1:
+        check_world(run, job_size())
+    if degrees.use_seq_parallel:
+        notice_once("use_seq_parallel", "accepted, but without effect: use_seq_parallel")
+    rank, size = init_context(run.use_parallel, run.context)
+    check_world(run, size)
+    context = ParallelContext.from_config(degrees, size, rank)
+    if context.world_size > 1:
+        from lm_core.parallel import backend
+
+        backend.make_groups(context)
+    return context
+
+
+def partition(run: RunConfig) -> Partition:
+    """How a run cuts its model.
+
+    Raises:
+        ConfigError: the degrees do not fit the model.
+    """
+    config = run.model.config
+    shapes = targets.shapes(hub.family_of(config), config)
+    return Partition(config, config.parallel_config, shapes)
+
+
+def write_strategy(run: RunConfig, context: ParallelContext) -> None:
+    """Writes the strategy file of this rank below the run's output, where there are several."""
+    if context.world_size > 1:
+        parts.write_strategy(run.output_dir, partition(run), context.rank)
+
+
+def load(run: RunConfig, name_or_path: str | Path, context: ParallelContext, **options: Any) -> Any:
+    """`AutoModel.from_pretrained` of this process' part, with what the run says of recutting."""
+    folder = Path(run.output_dir) / TRANSFORMED
+    return AutoModel.from_pretrained(
+        name_or_path,
+        config=run.model.config,
+        context=context,
+        recut=Recut(run.auto_trans_ckpt, folder, run.src_strategy_path_or_dir),
+        **options,
+    )
