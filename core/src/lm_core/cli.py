@@ -73,6 +73,12 @@ def run_verb(verb: str, spec: ModelSpec, argv: Sequence[str] | None = None) -> i
     return guarded(lambda: _run(verb, spec, words, f"python -m lm_{spec.name}.{verb}"))
 
 
+def run_tool(verb: str, argv: Sequence[str] | None = None) -> int:
+    """A script that is a verb for every model; its input says which."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(verb, None, words, f"python {sys.argv[0]}"))
+
+
 def guarded(call: Callable[[], int]) -> int:
     """Turns errors that a user can mend into lines on stderr; others keep their traceback."""
     before = None
@@ -177,9 +183,11 @@ def _verb_without_model(verb: str, word: str) -> int:
     raise ConfigError(f"lm {verb}: the model is missing before {word}; name one first: {known}")
 
 
-def _run(verb: str, spec: ModelSpec, words: list[str], program: str, run_name: str = "") -> int:
+def _run(
+    verb: str, spec: ModelSpec | None, words: list[str], program: str, run_name: str = ""
+) -> int:
     task = _task(verb)
-    parser = _parser(program, f"{spec.name}: {VERBS[verb]}")
+    parser = _parser(program, f"{spec.name}: {VERBS[verb]}" if spec else VERBS[verb])
     if verb in WITH_RUN:
         add_run_arguments(parser)
     # A verb whose flags depend on the model takes the package as a second argument.

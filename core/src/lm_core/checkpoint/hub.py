@@ -188,7 +188,7 @@ def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) 
             f"must be there; give another directory"
         )
     family, own = _given(path, spec, config)
-    return Source("directory", path, family, own, _layout(family, own, io.open_directory(path)))
+    return Source("directory", path, family, own, layout_of(family, own, io.open_directory(path)))
 
 
 def _described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
@@ -238,7 +238,7 @@ def _file(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Sou
         family, own = described.spec, described.config
     else:
         family, own = _given(path, spec, config)
-    return Source("file", path, family, own, _layout(family, own, tensors))
+    return Source("file", path, family, own, layout_of(family, own, tensors))
 
 
 def _given(
@@ -261,7 +261,7 @@ def family_of(config: ModelConfig) -> ModelSpec:
     raise ConfigError(f"model: no installed package has a {type(config).__name__}")
 
 
-def _layout(spec: ModelSpec, config: ModelConfig, tensors: Tensors) -> str:
+def layout_of(spec: ModelSpec, config: ModelConfig, tensors: Tensors) -> str:
     """The layout that knows most of the names."""
     names = list(tensors.specs)
     counts = {layout: table.recognised(names) for layout, table in spec.tables.items()}

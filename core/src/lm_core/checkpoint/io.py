@@ -102,9 +102,14 @@ def open_directory(directory: str | Path) -> Tensors:
     )
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The .safetensors and .ckpt files of a model, whatever they are called."""
+    return [path for suffix in SUFFIXES[:2] for path in _weight_files(directory, suffix)]
+
+
 def has_weights(directory: Path) -> bool:
     """Whether `open_directory` would find something."""
-    if any(_weight_files(directory, suffix) for suffix in (".safetensors", ".ckpt")):
+    if weight_files(directory):
         return True
     return any(next(directory.glob(name), None) for name in ("*.index.json", "pytorch_model.bin"))
 

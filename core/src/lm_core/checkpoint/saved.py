@@ -20,6 +20,10 @@ STATE = "training.json"
 """The file that training goes on from."""
 METRICS = "metrics.jsonl"
 """The history of the run up to the checkpoint."""
+OPTIMIZER = "optimizer.safetensors"
+"""The state of the optimizer."""
+RUN = "run.yaml"
+"""The settings of the run."""
 CONFIG = "config.json"
 """The file that makes a directory a model."""
 
@@ -88,6 +92,8 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
 
 def _is_checkpoint(folder: Path, names: list[str]) -> bool:
     """Any one of its files may be gone or damaged; others, too, call a file manifest.json."""
+    if any(re.fullmatch(r"rank_\d+", name) for name in names):
+        return False  # The parts in there are.
     if STATE in names:
         return True
     return atomic.MANIFEST in names and (CONFIG in names or _listed(folder) is not None)

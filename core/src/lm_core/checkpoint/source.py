@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_core.checkpoint import atomic, io
+from lm_core.checkpoint import atomic, io, parts
 from lm_core.checkpoint.layout.table import Mapped, Native, Table
 from lm_core.checkpoint.layout.tensors import Memory, Tensors
 from lm_core.config.model import ModelConfig
@@ -95,6 +95,7 @@ class Source:
         if self.kind == "file":
             atomic.check_file(self.path)
             return io.open_file(self.path)
+        _require_whole(self.path)
         if (self.path / atomic.MANIFEST).exists():
             atomic.check(self.path)
         elif self.layout == "native":
@@ -117,6 +118,17 @@ def table_of(spec: ModelSpec, layout: str) -> Table:
         known = ", ".join(["native", *spec.tables])
         raise CheckpointError(f"{layout!r}: lm_{spec.name} has no such layout; use one of {known}")
     return spec.tables[layout]
+
+
+def _require_whole(directory: Path) -> None:
+    """A rank's part of a model must not be taken for the model."""
+    layout = parts.read_layout(directory)
+    if layout is not None and layout.cuts_weights:
+        raise CheckpointError(
+            f"{directory}: holds the part of rank {layout.rank} of a model that was cut with "
+            f"{layout}; a whole model is needed here; set auto_trans_ckpt: True in a run, or merge "
+            f"the parts with `transform`"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

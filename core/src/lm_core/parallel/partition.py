@@ -22,6 +22,7 @@ from lm_core.errors import ConfigError
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.config.parallel import ParallelConfig
+    from lm_core.parallel.context import ParallelContext
 
 Shape = tuple[int, ...]
 
@@ -140,14 +141,7 @@ class Partition:
 
         None where each keeps all of it: it is not shared, small, or no free dimension divides.
         """
-        ranks = self.degrees.data_parallel
-        if not self.degrees.optimizer_shard or ranks == 1:
-            return None
-        local, own = self.local_shape(name), self.cut(name)
-        if len(local) < 2:
-            return None
-        free = (dim for dim, size in enumerate(local) if dim != own.dim and size % ranks == 0)
-        return next(free, None)
+        return state_dim(self.local_shape(name), self.cut(name).dim, self.degrees)
 
 
 def cut(config: ModelConfig, degrees: ParallelConfig, name: str, shape: Shape) -> Cut:
@@ -167,6 +161,23 @@ def cut(config: ModelConfig, degrees: ParallelConfig, name: str, shape: Shape) -
     if layer in _ROWS:
         return Cut(0, ranks) if kind in ("weight", "lora_a") else WHOLE
     return WHOLE
+
+
+def state_dim(
+    local: Shape, cut_dim: int | None, degrees: ParallelConfig | ParallelContext
+) -> int | None:
+    """The dimension along which data-parallel ranks share the optimizer state of a matrix.
+
+    Args:
+        local: the shape that every rank holds.
+        cut_dim: the dimension that tensor parallelism splits.
+        degrees: of parallelism.
+    """
+    ranks = degrees.data_parallel
+    if not degrees.optimizer_shard or ranks == 1 or len(local) != 2:
+        return None
+    free = (dim for dim, size in enumerate(local) if dim != cut_dim and size % ranks == 0)
+    return next(free, None)
 
 
 def is_tied(config: ModelConfig, shapes: Mapping[str, Shape]) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_core.checkpoint import atomic, saved
+from lm_core.checkpoint import atomic, parts, rankfolders, saved
 from lm_core.errors import CheckpointError
 from lm_core.log import byte_count
 
@@ -34,7 +34,7 @@ def run(args: Namespace) -> int:
         CheckpointError: there are none; `verify` found damage: a line for each damaged file.
     """
     folder = Path(args.directory).expanduser()
-    found = sorted(saved.checkpoints(folder), key=lambda path: (path.parent, saved.step_of(path)))
+    found = _found(folder)
     if not found:
         what = "holds no checkpoint" if folder.is_dir() else "is no directory"
         raise CheckpointError(
@@ -44,22 +44,65 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _verify(found: list[Path]) -> None:
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint: of one process, or the parts of all ranks at one step.
+
+    Attributes:
+        where: what it is called.
+        directories: one, or those of the ranks whose parts are there.
+        missing: a line about the others.
+    """
+
+    where: str
+    directories: list[Path]
+    missing: list[str]
+
+    @property
+    def first(self) -> Path:
+        """What stands for all."""
+        return self.directories[0]
+
+
+def _found(folder: Path) -> list[Found]:
+    """All below a folder, by place and step."""
+    found: dict[str, Found] = {}
+    paths = saved.checkpoints(folder)
+    for path in sorted(paths, key=lambda path: (path.parent, saved.step_of(path))):
+        one = _with_other_ranks(path)
+        found.setdefault(one.where, one)
+    return list(found.values())
+
+
+def _with_other_ranks(path: Path) -> Found:
+    try:
+        parted = parts.read_layout(path) is not None
+    except CheckpointError:  # Verifying it says so.
+        parted = False
+    steps = rankfolders.steps(path) if parted else []
+    if not steps or path not in (own := [steps[0].directory(rank) for rank in steps[0].found]):
+        return Found(str(path), [path], [])
+    return Found(steps[0].where, own, steps[0].missing())
+
+
+def _verify(found: list[Found]) -> None:
     problems: list[str] = []
-    for path in found:
-        wrong = atomic.verify(path)
-        problems += wrong
-        if not wrong:
-            files = atomic.read_manifest(path)
-            print(f"{path}: ok, {len(files)} files, {byte_count(_bytes(path))}", flush=True)
+    for one in found:
+        for path in one.directories:
+            wrong = atomic.verify(path)
+            problems += wrong
+            if not wrong:
+                files = atomic.read_manifest(path)
+                print(f"{path}: ok, {len(files)} files, {byte_count(_bytes(path))}", flush=True)
+        problems += one.missing
     if problems:
         raise CheckpointError(*problems)
 
 
-def _list(found: list[Path]) -> None:
+def _list(found: list[Found]) -> None:
     print(Line("step", "saved", "size", "loss", "held out", "state", "checkpoint"))
-    for path in found:
-        print(_line(path), flush=True)
+    for one in found:
+        print(_line(one), flush=True)
 
 
 @dataclass(frozen=True)
@@ -81,17 +124,18 @@ class Line:
         )
 
 
-def _line(path: Path) -> Line:
-    step = _step(path)
-    loss, held_out = _losses(path)
+def _line(one: Found) -> Line:
+    step = _step(one.first)
+    loss, held_out = _losses(one.directories)
+    damaged = any(atomic.verify(path) for path in one.directories)
     return Line(
         "-" if step < 0 else str(step),
-        _time(path),
-        byte_count(_bytes(path)),
+        _time(one.first),
+        byte_count(sum(map(_bytes, one.directories))),
         loss,
         held_out,
-        "damaged" if atomic.verify(path) else "ok",
-        str(path),
+        "damaged" if damaged else "partial" if one.missing else "ok",
+        one.where,
     )
 
 
@@ -110,14 +154,15 @@ def _time(path: Path) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _losses(path: Path) -> tuple[str, str]:
+def _losses(directories: list[Path]) -> tuple[str, str]:
     """The last training loss and the last held-out loss before the checkpoint; - if unknown."""
     last: dict[str, Any] = {}
-    try:
-        for line in (path / saved.METRICS).read_bytes().splitlines():
-            last.update(json.loads(line))
-    except (OSError, ValueError, TypeError):
-        pass  # What the history says is a help; whether it is whole is said elsewhere.
+    for path in directories:
+        try:
+            for line in (path / saved.METRICS).read_bytes().splitlines():
+                last.update(json.loads(line))
+        except (OSError, ValueError, TypeError):
+            continue  # What the history says is a help; whether it is whole is said elsewhere.
     loss, held_out = (
         f"{value:.4f}" if isinstance(value := last.get(name), float) else "-"
         for name in ("loss", "eval_loss")
