@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from driver import THREADS, ContenderError, environment
+from driver import ContenderError, environment
 
 STEPS, WARMUP = 16, 4
 """Updates of a run, and those at its beginning that do not count."""
@@ -61,61 +56,43 @@ def step_seconds(folder: Path, degrees: dict[str, int], output: str) -> float:
     Raises:
         ContenderError: the run failed, or took part of what was asked for.
     """
-    processes = int(np.prod(list(degrees.values())))
-    batch = RECORDS // degrees.get("data_parallel", 1)
     words = [
-        "-m", "lm_gpt2.pretrain", "--config", "run.yaml", "--batch_size", str(batch),
-        "--train_dataset_dir", "random.mindrecord", "--output_dir", output,
+        "-m", "lm_gpt2.pretrain", "--config", str(folder / "run.yaml"),
+        "--batch_size", str(RECORDS // degrees.get("data_parallel", 1)),
+        "--train_dataset_dir", str(folder / "random.mindrecord"),
+        "--output_dir", str(folder / output),
     ]  # fmt: skip
-    if processes == 1:
-        _run([sys.executable, *words], folder, processes)
-    else:
+    if degrees:
         wanted = [f"parallel_config.{key}={value}" for key, value in degrees.items()]
-        started = _msrun(processes, folder / f"{output}-msrun")
-        _run([*started, "python", *words, "--use_parallel", "True", *wanted], folder, processes)
+        words += ["--use_parallel", "True", *wanted]
+        _start(int(np.prod(list(degrees.values()))), words, folder / f"{output}-msrun")
+    else:
+        _run(words)
     lines = (folder / output / "log" / "rank_0" / "metrics.jsonl").read_text().splitlines()
     return _seconds([json.loads(line) for line in lines])
 
 
-def _msrun(processes: int, logs: Path) -> list[str]:
-    """The words that start as many processes as MindSpore does it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {
-        "worker_num": processes, "local_worker_num": processes, "master_port": port,
-        "log_dir": logs, "join": True,
-    }  # fmt: skip
-    program = Path(sys.executable).with_name("msrun")
-    return [str(program), *(f"--{key}={value}" for key, value in options.items())]
-
-
-def _run(command: Sequence[str], folder: Path, processes: int) -> None:
-    """Runs a command, the threads of all its processes together as many as everybody has."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    threads = {"OMP_NUM_THREADS": str(max(1, THREADS // processes)), "PATH": path}
-    with open(folder / "output.log", "w+") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**environment(), **threads}, stdout=log, stderr=log,
-            start_new_session=True,
+def _run(words: list[str]) -> None:
+    """Runs Python in one process."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *words], env=environment(), capture_output=True, text=True,
+            timeout=PATIENCE,
         )  # fmt: skip
-        try:
-            status: int | str = process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            status = f"no end after {PATIENCE} s"
-        finally:
-            _end(process)
-        log.seek(0)
-        last = "\n".join(log.read().splitlines()[-8:])
-    if status:
-        raise ContenderError(f"{' '.join(command)}: {status}\n{last}")
+    except subprocess.TimeoutExpired as error:
+        raise ContenderError(f"{' '.join(words)}: no end after {PATIENCE} s") from error
+    if done.returncode:
+        raise ContenderError(f"{' '.join(words)}: {done.stderr[-500:]}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _start(processes: int, words: list[str], folder: Path) -> None:
+    """Runs Python in several processes, which share the cores."""
+    from lm_core.testing import ranks
+
+    try:
+        ranks.start(processes, ["python", *words], folder, PATIENCE)
+    except AssertionError as error:
+        raise ContenderError(str(error)) from error
 
 
 def _seconds(records: list[dict[str, Any]]) -> float:

@@ -118,11 +118,13 @@ def test_a_classifier_has_whole_logits():
 
 def test_gradients_are_exchanged_once_in_a_step():
     total = V * H + 4 * (BLOCK + H) + H
+    assert exchanges(data_parallel=2, gradient_aggregation_group=1)["dp", "gradients"][0] == 1
     for accumulation in (1, 5):
         found = exchanges(accumulation=accumulation, data_parallel=3)
         assert found["dp", "gradients"] == (4, 4 * total)
     found = exchanges(data_parallel=3, gradient_aggregation_group=100)
-    assert found["dp", "gradients"] == (2 + 7 * 4, 4 * total)
+    calls, size = found["dp", "gradients"]
+    assert 4 < calls <= 2 + 7 * 4 and size == 4 * total  # no piece is empty
     found = exchanges(data_parallel=3, model_parallel=2)
     assert found["dp", "gradients"][1] == 4 * (V * H + 4 * (BLOCK // 2 + H) + H)
 
@@ -174,10 +176,16 @@ def test_whole_factors_of_adapters_are_summed():
     rank = 2
     # q is cut by columns: every rank has all of lora_a [H, r] and finds a part of its gradient.
     found = exchanges(adapter=r".*attention\.q", model_parallel=2)
-    assert found["tp", "activations"] == (16 + 4, 16 * WIDE + 4 * 4 * H * rank)
-    # down is cut by rows: lora_b [r, H] is whole.
+    assert found["tp", "gradients"] == (1, 4 * 4 * H * rank)
+    # Nothing before the first block's attention is trained: no gradient of what it reads.
+    assert found["tp", "activations"] == (15, 15 * WIDE)
+    # down is cut by rows: lora_b [r, H] is whole. Summed once, however many batches there are.
     found = exchanges(adapter=r".*mlp\.down", model_parallel=2, accumulation=2)
-    assert found["tp", "activations"] == (2 * 20, 2 * (16 * WIDE + 4 * 4 * rank * H))
+    assert found["tp", "gradients"] == (1, 4 * 4 * rank * H)
+    assert found["tp", "activations"] == (28, 28 * WIDE)
+    # Only in the last of 4 blocks: 8 sums forward, one for its feed-forward branch backward.
+    found = exchanges(adapter=r"layers\.3\.attention\.q", model_parallel=2)
+    assert found["tp", "activations"] == (9, 9 * WIDE)
     # Nothing else is trained.
     found = exchanges(adapter=r".*mlp\.up", data_parallel=2)
     assert found["dp", "gradients"] == (4, 4 * 4 * rank * (H + F))
@@ -197,3 +205,14 @@ def test_activations_have_the_type_of_weights_on_ascend():
         found = exchanges(config=half, device=device, model_parallel=2)["tp", "activations"]
         assert found[1] == 16 * bytes_each * T * H
         assert machine.width(device, "float16") == bytes_each
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 3, 4, 50])
+def test_neighbours_are_cut_into_pieces_of_about_the_same_size(buckets):
+    sizes = [7, 1, 1, 30, 2, 2, 8, 8, 1]
+    bounds = traffic.bucket_bounds(sizes, buckets)
+    assert [n for start, end in bounds for n in range(start, end)] == list(range(len(sizes)))
+    assert all(start < end for start, end in bounds) and len(bounds) <= min(buckets, len(sizes))
+    pieces = [sum(sizes[start:end]) for start, end in bounds]
+    assert max(pieces) <= sum(sizes) / buckets + max(sizes)
+    assert traffic.bucket_bounds([], buckets) == []

@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
 from lm_core.parallel.context import ParallelContext
+from lm_core.parallel.traffic import bucket_bounds
 
 
 class CopyToTensorParallel(nn.Cell):
@@ -105,14 +106,6 @@ class FusedAllReduce(nn.Cell):
                 found += (summed[at : at + tensor.size].reshape(tensor.shape),)
                 at += tensor.size
         return found
-
-
-def bucket_bounds(sizes: Sequence[int], buckets: int) -> list[tuple[int, int]]:
-    """Cuts a row of sizes into at most `buckets` runs of about equal sums: (start, end) of each."""
-    ends = np.cumsum(sizes)
-    at = [int(np.searchsorted(ends, ends[-1] * k / buckets)) + 1 for k in range(1, buckets + 1)]
-    bounds = sorted({0, *(min(end, len(sizes)) for end in at)})
-    return list(zip(bounds, bounds[1:], strict=False))
 
 
 @cache

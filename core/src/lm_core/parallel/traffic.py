@@ -7,7 +7,8 @@ It follows the layers of lm_core.nn and what the training step does (T = B * S t
   forward pass once more where it is computed again (`recompute`, and every pipeline stage but the
   last). A split table adds a sum of [T, H] behind the look-up; split logits one for the gradient of
   the head's input, and three in the cross entropy: [T], [T, 1] and, for the maximum, [T, ranks].
-  The factor of an adapter that every rank has whole has its gradient summed.
+  Gradients of what nothing trained lies before are not computed, nor summed. Once in a step the
+  gradients of those factors of adapters are summed that every rank has whole.
 - "dp", once in a step: the gradients of all that is trained, as float32, laid end to end in about
   `gradient_aggregation_group` pieces. With a sharded optimizer the new weights are gathered in the
   same way, by a sum of what is zero but for each rank's own part.
@@ -23,10 +24,12 @@ again to spread the result.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lm_core.parallel import machine
 from lm_core.parallel.partition import HEAD, TABLE
@@ -81,6 +84,18 @@ def step(
     return [entry for entry in entries if entry.ranks > 1 and entry.calls > 0]
 
 
+_END = (1 << 30, 0)
+_PARTS = {"attention_norm": 0, "attention": 1, "mlp_norm": 2, "mlp": 3}
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where a parameter is used, from the tables (-1, 0) by block and part of it to the end."""
+    words = name.split(".")
+    if words[0] == "layers":
+        return int(words[1]), _PARTS[words[2]]
+    return (-1, 0) if "embedding" in words[0] else _END
+
+
 class _Stage:
     def __init__(
         self, run: RunConfig, part: Partition, stage: int, trained: Collection[str] | None
@@ -98,19 +113,26 @@ class _Stage:
     def tensor(self) -> Iterator[Exchange]:
         """Sums over the ranks that share each layer's weights."""
         hidden = self.width * self.tokens * self.part.config.hidden_size
-        wide = len(self.part.layers(self.number)) * (2 * self.passes_of_blocks + 2)
+        wide = len(self.part.layers(self.number)) * 2 * self.passes_of_blocks + self._backward()
         calls, size = 0, 0
         if self.number == 0 and self.part.cut(TABLE).dim is not None:
             wide += self.passes
         if self.part.has_head(self.number) and self._splits_logits:
             wide += 1
             calls, size = 3, 4 * self.tokens * (2 + self.degrees.model_parallel)
-        shared = [
-            4 * prod(self.part.shapes[name]) for name in self.trained if self._is_shared(name)
-        ]
-        calls, size = calls + wide + len(shared), size + wide * hidden + sum(shared)
-        ranks = self.degrees.model_parallel
+        ranks, calls, size = self.degrees.model_parallel, calls + wide, size + wide * hidden
         yield Exchange("tp", SUM, "activations", ranks, self.batches * calls, self.batches * size)
+        shared = [name for name in self.trained if self._is_shared(name)]
+        size = 4 * sum(prod(self.part.shapes[name]) for name in shared)
+        yield Exchange("tp", SUM, "gradients", ranks, min(1, len(shared)), size)
+
+    def _backward(self) -> int:
+        """Branches of blocks whose input needs a gradient: something before them is trained."""
+        layers = self.part.layers(self.number)
+        if self.number > 0:
+            return 2 * len(layers)
+        first = min(map(_place, self.trained), default=_END)
+        return sum(first < (layer, branch) for layer in layers for branch in (1, 3))
 
     @property
     def _splits_logits(self) -> bool:
@@ -128,9 +150,9 @@ class _Stage:
         """Gradients, and weights whose update was shared."""
         shared = [name for name in self.trained if self.part.state_dim(name) is not None]
         for what, names in (("gradients", self.trained), ("weights", shared)):
-            calls = min(self.degrees.gradient_aggregation_group, len(names))
-            size = 4 * self.part.numbers(self.number, set(names))
-            yield Exchange("dp", SUM, what, self.degrees.data_parallel, calls, size)
+            sizes = [prod(self.part.local_shape(name)) for name in names]
+            calls = len(bucket_bounds(sizes, self.degrees.gradient_aggregation_group))
+            yield Exchange("dp", SUM, what, self.degrees.data_parallel, calls, 4 * sum(sizes))
 
     def pipeline(self) -> Iterator[Exchange]:
         """Activations to the next stage, gradients to the one before."""
@@ -153,3 +175,13 @@ class _Stage:
         yield Exchange(group, SUM, "scalars", ranks, 1, 8)
         copy = degrees.model_parallel * degrees.pipeline_stage
         yield Exchange("model", SUM, "scalars", copy, 1, 4)
+
+
+def bucket_bounds(sizes: Sequence[int], buckets: int) -> list[tuple[int, int]]:
+    """Cuts a row of sizes into at most `buckets` runs of about equal sums: (start, end) of each."""
+    if not sizes:
+        return []
+    ends = np.cumsum(sizes)
+    at = [int(np.searchsorted(ends, ends[-1] * k / buckets)) + 1 for k in range(1, buckets + 1)]
+    bounds = sorted({0, *(min(end, len(sizes)) for end in at)})
+    return list(zip(bounds, bounds[1:], strict=False))

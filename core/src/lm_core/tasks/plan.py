@@ -245,20 +245,23 @@ def _verdict(look: Look) -> Iterator[str]:
     if there is None:
         return
     for name, places in look.processes.items():
-        training = max((look.training(*at).peak, at[1]) for at in places)
-        generation = max((look.generation(*at).peak, at[1]) for at in places)
-        verbs = {"training": training, "generation": generation}
-        fits = (
-            f"{verb} {_compared(peak, there)}{f' in stage {stage}' if len(places) > 1 else ''}"
-            for verb, (peak, stage) in verbs.items()
-        )
+        peaks = {
+            "training": [look.training(*at).peak for at in places],
+            "generation": [look.generation(*at).peak for at in places],
+        }
+        fits = (f"{verb} {_compared(found, there)}" for verb, found in peaks.items())
         yield f"  {name}: {', '.join(fits)}"
 
 
-def _compared(peak: float, there: float) -> str:
+def _compared(peaks: list[float], there: float) -> str:
+    """Whether the fullest of the stages fits, and which one that is where there are several."""
+    peak = max(peaks)
+    stage = f"stage {peaks.index(peak)}" if len(peaks) > 1 else ""
     if peak > there:
-        return f"does not fit ({machine.size(peak - there)} too much)"
-    return "fits" if peak < 0.8 * there else "fits barely"
+        where = f" in {stage}" if stage else ""
+        return f"does not fit ({machine.size(peak - there)} too much{where})"
+    fits = "fits" if peak < 0.8 * there else "fits barely"
+    return f"{fits} (most is in {stage})" if stage else fits
 
 
 def limit(settings: RunConfig) -> tuple[str, float | None]:

@@ -191,7 +191,7 @@ def start(count: int, program: list[str], folder: Path, timeout: float = 240) ->
     Raises:
         AssertionError: one of them failed, or there was no end in time.
     """
-    from lm_core.launch import free_port
+    from lm_core.launch.job import free_port
 
     beside = str(Path(sys.executable).parent)
     threads = str(max(1, (os.cpu_count() or 1) // count))
