@@ -90,6 +90,25 @@ def test_missing_ranks_are_named(tmp_path, config, whole):
     assert "the part of rank 3, 6 is missing; all 8 ranks" in str(error.value)
 
 
+def test_parts_of_other_machines_need_not_be_here(tmp_path, config, whole):
+    """Where the cut is the same and the step is named, a rank reads its own part alone."""
+    own = parts.partition(SPEC, config, **EIGHT)
+    for step in (4, 8):
+        for rank in (4, 5, 6, 7):
+            parts.write(tmp_path / f"rank_{rank}" / f"CKP-{step}", SPEC, whole, own, rank)
+    found = load(tmp_path, config, own, 5, tmp_path / "scratch", step=4)
+    assert parts.same(found, parts.cut(whole[0], own, 5))
+    resumed = ranks.resume_directory(tmp_path, 8, own, 5, SPEC, tmp_path / "scratch")
+    assert resumed == tmp_path / "rank_5" / "CKP-8"
+    for wanted in (4, None):
+        with pytest.raises(CheckpointError, match="the part of rank 0, 1, 2, 3 is missing"):
+            ranks.resume_directory(
+                tmp_path, wanted, parts.partition(SPEC, config, tp=2), 0, SPEC, tmp_path / "new"
+            )
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 8, 4"):
+        load(tmp_path, config, own, 5, tmp_path / "scratch", step=5)
+
+
 # What `checkpoint` says of them.
 
 

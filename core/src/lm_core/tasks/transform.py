@@ -161,7 +161,7 @@ def _own(spec: ModelSpec | None, args: Namespace) -> _Own | None:
     found = rankfolders.steps(folder, saved.CONFIG)
     if found:
         step = rankfolders.newest(_chosen(found, args.step))
-        source = hub.resolve(step.directory(step.found[0]), spec=spec)
+        source = hub.described(step.directory(step.found[0]), spec, None)
         named = args.src_ckpt_strategy
         cut = strategy.read(named) if _strategy(named) else recut.strategy_of(step, source.spec)
         recut.require_ranks(step.found, cut, step.where)
