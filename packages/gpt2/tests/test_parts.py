@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from lm_core import AutoModel
 from lm_core.checkpoint import ckpt, io, ranks
 from lm_core.checkpoint import parts as layouts
 from lm_core.checkpoint.layout import Memory
@@ -54,6 +55,35 @@ def test_parts_of_other_degrees_are_recut_only_if_asked(tmp_path, config, whole)
     )
     assert "auto_trans_ckpt: True" in str(error.value)
     assert not (tmp_path / "scratch").exists()
+
+
+def test_copies_of_data_parallel_ranks_are_whole_models(tmp_path, config, whole):
+    folder = parts.write_all(tmp_path, SPEC, whole, parts.partition(SPEC, config, dp=2))
+    own = parts.partition(SPEC, config, tp=2)
+    found = load(folder, config, own, 1, tmp_path / "scratch", False)
+    assert parts.same(found, parts.cut(whole[0], own, 1))
+    assert AutoModel.from_pretrained(folder).config.num_layers == 2
+
+
+def test_damage_is_found_before_anything_is_used(tmp_path, config, whole):
+    own = parts.partition(SPEC, config, tp=2)
+    folder = parts.write_all(tmp_path, SPEC, whole, own)
+    path = folder / "rank_1" / "CKP-4" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for other in (own, parts.partition(SPEC, config)):
+        with pytest.raises(CheckpointError, match="is not as it was written"):
+            load(folder, config, other, other.degrees.world_size - 1, tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_another_model_is_refused(tmp_path, config, whole):
+    folder = parts.write_all(tmp_path, SPEC, whole, parts.partition(SPEC, config, tp=2))
+    other = tiny.config(SPEC, **{**SIZES, "hidden_size": 64})
+    for into in ({"tp": 2}, {"tp": 4}, {}):
+        with pytest.raises(CheckpointError, match="use the configuration"):
+            load(folder, other, parts.partition(SPEC, other, **into), 0, tmp_path / "scratch")
+    assert not list(tmp_path.glob("scratch/*/rank_*"))
 
 
 @pytest.mark.parametrize("shard", [False, True])

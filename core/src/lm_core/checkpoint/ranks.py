@@ -73,17 +73,15 @@ def open_for(
         return Sharded(tensors, partition, rank)
     found = rankfolders.steps(path, saved.CONFIG)
     target = Layout.of(partition.degrees, rank)
+    if not auto_trans:
+        _require_loadable(found, target)
     chosen = _choose(path, found, step, target, Layout.same_weights) if found else None
-    if chosen is None or chosen.layout.world_size == 1:
-        whole = path if chosen is None else chosen.directory(0)
-        tensors = whole_tensors(source_of(whole, spec, config), config, **lenient)
-        return Sharded(tensors, partition, rank)
-    if chosen.layout.same_weights(target):
-        directory = chosen.directory(chosen.layout.rank_of(target))
-    else:
-        _require_auto_trans(chosen, target, auto_trans)
-        directory = _recut_for(chosen, partition, rank, spec, Path(scratch), with_state=False)
-    return _fitting(io.open_directory(directory), partition, rank, **lenient)
+    if chosen is not None and chosen.layout.cuts_weights:
+        tensors = _part(chosen, partition, rank, spec, Path(scratch))
+        return _fitting(tensors, partition, rank, **lenient)
+    whole = path if chosen is None else chosen.directory(chosen.found[0])
+    tensors = whole_tensors(source_of(whole, spec, config), config, **lenient)
+    return Sharded(tensors, partition, rank)
 
 
 def resume_directory(
@@ -142,7 +140,8 @@ def _choose(
         )
     if len(chosen) > 1 or not same(chosen[0].layout, target):
         return rankfolders.newest(chosen)
-    _raise(chosen[0].problems([chosen[0].layout.rank_of(target)]))
+    if target.world_size > 1 or chosen[0].layout.world_size > 1:
+        _raise(chosen[0].problems([chosen[0].layout.rank_of(target)]))
     return chosen[0]
 
 
@@ -164,10 +163,21 @@ def _recut_for(
     return directory
 
 
-def _require_auto_trans(step: Step, target: Layout, auto_trans: bool) -> None:
-    if not auto_trans:
+def _part(step: Step, partition: Partition, rank: int, spec: ModelSpec, scratch: Path) -> Tensors:
+    """A rank's weights: those of its own folder, or recut ones."""
+    target = Layout.of(partition.degrees, rank)
+    if step.layout.same_weights(target):
+        return io.open_directory(step.directory(step.layout.rank_of(target)))
+    return io.open_directory(_recut_for(step, partition, rank, spec, scratch, with_state=False))
+
+
+def _require_loadable(found: list[Step], target: Layout) -> None:
+    """Raises CheckpointError if all that there is would have to be recut."""
+    if found and all(
+        step.layout.cuts_weights and not step.layout.same_weights(target) for step in found
+    ):
         raise CheckpointError(
-            f"{step.where}: was written with {step.layout}; this run has {target}; set "
+            f"{found[0].where}: was written with {found[0].layout}; this run has {target}; set "
             f"auto_trans_ckpt: True to recut it on loading, or parallel_config as it was"
         )
 

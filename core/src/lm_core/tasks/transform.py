@@ -132,7 +132,8 @@ def _degrees(overrides: list[str]) -> ParallelConfig | None:
     from lm_core.config.parallel import ParallelConfig
 
     changes = [Override.parse(text) for text in overrides]
-    wrong = [".".join(map(str, c.path)) for c in changes if c.path[0] != _SECTION]
+    names = [".".join(map(str, change.path)) for change in changes]
+    wrong = [name for name in names if name.rpartition(".")[0] != _SECTION]
     if wrong:
         raise ConfigError(
             *(f"{key}: has no effect on transform; only {_SECTION}.* has" for key in wrong)
