@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,8 +36,8 @@ def bench(monkeypatch):
     import report
 
     yield driver, report
-    for name in ("driver", "report", "weights"):
-        sys.modules.pop(name, None)
+    for script in BENCH.glob("*.py"):
+        sys.modules.pop(script.stem, None)
 
 
 def _worker(driver, timeout: float = 30.0):
@@ -93,6 +95,7 @@ def test_ratios_are_of_the_same_round(bench):
 
 def test_a_plan_is_measured_by_a_process_that_trains(bench, tmp_path, monkeypatch):
     """The run that is measured is the one that is foretold."""
+    import bench as rounds
     import rows
 
     asked = []
@@ -111,12 +114,10 @@ def test_a_plan_is_measured_by_a_process_that_trains(bench, tmp_path, monkeypatc
             asked.append((method, arguments.get("run")))
             return {"version": "lm 1", "pretrain": None, "peak_memory": 4.5e9}[method]
 
-    monkeypatch.setattr(rows, "Worker", Process)
-    found = rows.Bench(tmp_path, ["lm"], 1).measure("plan_gpt2")
+    monkeypatch.setattr(rounds, "Worker", Process)
+    found = rounds.Bench(tmp_path, ["lm"], 1).measure("plan_gpt2")
     assert found["values"]["lm"] == [4.5] and 4.0 < found["values"]["lm plan"][0] < 5.0
     assert ("pretrain", rows.ROWS["plan_gpt2"].arguments["run"]) in asked
-    for name in ("rows", "probe"):
-        sys.modules.pop(name, None)
 
 
 def test_what_we_wrote_by_hand_is_kept(bench, tmp_path):
@@ -126,6 +127,7 @@ def test_what_we_wrote_by_hand_is_kept(bench, tmp_path):
     path.write_text(path.read_text() + "\nWe tried magic.\n")
     report.write(path, {"decode": {**ROW, "values": {"lm": [30.0], "peer": [10.0]}}})
     text = path.read_text()
+    assert text.count(report.BEGIN_SCALING) == 1 and "| gpt2_52b | 2,048 |" in text
     assert "We tried magic." in text and "**3.00**" in text and "**2.00**" not in text
     assert text.count(report.BEGIN) == 1
 
@@ -142,3 +144,153 @@ def test_the_model_is_one_that_we_read(bench, tmp_path):
     assert model.config.num_layers == 1
     rows = model.generate([[1, 2, 3]], max_new_tokens=4, do_sample=False, eos_token_id=[])
     assert len(rows[0]) == 7
+
+
+SMALL = {"preset": "gpt2_tiny", "num_layers": 1, "vocab_size": 400, "seq_length": 16}
+
+
+@pytest.fixture
+def several(bench, monkeypatch):
+    """Runs of a small model, six updates long."""
+    import several
+
+    monkeypatch.setattr(several, "MODEL", SMALL)
+    monkeypatch.setattr(several, "STEPS", 6)
+    return several
+
+
+@pytest.mark.slow
+def test_the_time_of_a_step_is_read_from_the_metrics_of_a_run(several, tmp_path):
+    several.prepare(tmp_path / "runs")
+    assert 0.0 < several.step_seconds(tmp_path / "runs", {}, "one") < 5.0
+    lines = (tmp_path / "runs/one/log/rank_0/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("degrees", "batch"), [({"model_parallel": 2}, 8), ({"data_parallel": 2}, 4)]
+)
+def test_several_processes_get_the_same_batch(several, tmp_path, monkeypatch, degrees, batch):
+    """The command is that of a user, and its result is taken for the whole batch only."""
+    commands = []
+
+    def run(command, folder, processes):
+        commands.append((command, processes))
+        log = folder / "two" / "log" / "rank_0"
+        log.mkdir(parents=True)
+        step = {"tokens": 8 * 16, "tokens_per_second": 512.0}
+        first = {"tokens": 8 * 16, "tokens_per_second": 1.0}
+        lines = [first] * 4 + [step, {"eval_loss": 1.0}, step]
+        (log / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    monkeypatch.setattr(several, "_run", run)
+    assert several.step_seconds(tmp_path, degrees, "two") == 0.25  # compiling does not count
+    ((command, processes),) = commands
+    assert processes == 2 and command[0].endswith("/msrun") and "--worker_num=2" in command
+    words = command[command.index("python") :]
+    assert words[:3] == ["python", "-m", "lm_gpt2.pretrain"]
+    assert words[words.index("--batch_size") + 1] == str(batch)
+    (degree,) = degrees
+    assert words[-3:] == ["--use_parallel", "True", f"parallel_config.{degree}=2"]
+
+
+def test_half_of_a_batch_is_no_result(bench, several):
+    driver, _ = bench
+    with pytest.raises(
+        driver.ContenderError, match=r"6 updates of \[64\] tokens; must be 6 of 128"
+    ):
+        several._seconds([{"tokens": 64, "tokens_per_second": 1.0}] * 6)
+
+
+def test_a_run_that_hangs_is_ended_with_all_that_it_started(bench, several, tmp_path, monkeypatch):
+    driver, _ = bench
+    monkeypatch.setattr(several, "PATIENCE", 1)
+    script = "echo started; sleep 61 & echo $! > child; wait"
+    with pytest.raises(driver.ContenderError, match="no end after 1 s\nstarted"):
+        several._run(["bash", "-c", script], tmp_path, 2)
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it goes on")
+
+
+@pytest.fixture
+def scaling(bench):
+    import scaling
+
+    return scaling
+
+
+def test_links_between_cards(scaling):
+    """Pairs of a mesh are linked; what goes further takes the slowest way."""
+    new, old = scaling.CARDS["910B"], scaling.CARDS["910A"]
+    assert new.rate(8, 1) == 7 * new.rate(2, 1) == 7 * 0.65 * 28e9
+    assert new.rate(2, 8) == new.rate(64, 1) == 0.9 * 25e9
+    assert old.rate(4, 1) == 3 * old.rate(2, 1)
+    assert old.rate(8, 1) == old.rate(2, 4) == 0.65 * 31.5e9
+    assert old.rate(2, 8) == 0.9 * 12.5e9
+
+
+def step(scaling, *sizes, name="gpt2_13b"):
+    return scaling.Model(scaling.Layout(name, *sizes), scaling.CARDS["910B"]).step()
+
+
+def test_computing_takes_what_the_operations_need(scaling):
+    """By hand: 6 operations for each weight and token, 2 more where blocks are recomputed."""
+    found = step(scaling, 1, 8, 1, 4)
+    tokens, blocks = 4 * 2 * 2048, 40 * 12 * 5120**2
+    attention = 40 * 4 * 2048 * 5120 * tokens
+    head = 50257 * 5120
+    # The table is whole on each of the 8 ranks, and so are the logits.
+    operations = 4 * (2 * blocks * tokens + attention) / 8 + 3 * 2 * head * tokens
+    assert found.compute == pytest.approx(operations / 160e12, rel=1e-6)
+    useful = 3 * (2 * (blocks + head) * tokens + attention)
+    assert found.useful == pytest.approx(useful / (found.seconds * 8 * 320e12), rel=1e-6)
+    # 40 blocks sum 6 tensors of float16, 4 times.
+    size = 40 * 6 * 4 * 2 * (2 * 2048 * 5120)
+    assert found.tensor == pytest.approx(
+        2 * 7 / 8 * size / (7 * 0.65 * 28e9) + 960 * scaling.LATENCY, rel=1e-6
+    )
+    assert found.stages == found.data == 0.0
+
+
+def test_more_cards_are_faster_and_less_efficient(scaling):
+    """The same batch over more and more replicas: less computing each, as much to exchange."""
+    found = [step(scaling, dp, 8, 1, 256 // dp) for dp in (1, 4, 64, 256)]
+    for fewer, more in zip(found, found[1:], strict=False):
+        assert more.seconds < fewer.seconds and more.useful < fewer.useful
+        assert more.data > fewer.data or more is found[-1]
+    assert found[1].compute == pytest.approx(found[0].compute / 4)
+
+
+def test_gradients_hide_behind_the_only_backward_pass(scaling):
+    alone, added = step(scaling, 256, 8, 1, 1), step(scaling, 256, 8, 1, 2)
+    # 3/4 of computing and of sums is the backward pass of recomputed blocks.
+    hidden = 0.75 * (alone.compute + alone.tensor)
+    assert added.data - alone.data == pytest.approx(hidden, rel=1e-6)
+
+
+def test_stages_wait_for_the_first_and_the_last_micro_batch(scaling):
+    short, long = (step(scaling, 1, 8, 8, count, name="gpt2_52b") for count in (8, 80))
+    assert long.compute == pytest.approx(10 * short.compute)
+    turn = short.compute / 8 + short.tensor / 8
+    messages = (long.stages - short.stages) / 72
+    assert short.stages == pytest.approx(8 * messages + 7 * (turn + messages), rel=1e-6)
+
+
+def test_measured_overheads_stand_beside_the_model(scaling):
+    assert "not measured" in scaling.measured({})
+    row = {"title": "two", "values": {"lm": [0.2, 0.3, 0.1], "lm, one process": [0.1]}}
+    assert "- two: 200 ms against 100 ms\n" in scaling.measured({"tp2_step": row})
+
+
+def test_the_section_in_the_repository_is_that_of_the_code(bench, scaling):
+    """Run `python tools/bench/scaling.py` and put its text there where this fails."""
+    _, report = bench
+    text = (BENCH / "RESULTS.md").read_text(encoding="utf-8")
+    results = json.loads((BENCH / "results.json").read_text())
+    inside = text.partition(report.BEGIN_SCALING)[2].partition(report.END_SCALING)[0]
+    assert inside.strip() == scaling.section(results).strip()

@@ -13,7 +13,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 PACKAGE_LINES = 900
 YAML_LINES = 40
-MAY_PRINT = ("tasks", "cli.py", "launch.py")
+MAY_PRINT = ("tasks", "cli.py", "launch")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -1,4 +1,4 @@
-"""Tables, and RESULTS.md, whose hand-written part is kept."""
+"""Tables, and RESULTS.md, whose hand-written parts are kept."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import scaling
+
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+BEGIN_SCALING, END_SCALING = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 INTRODUCTION = f"""# Benchmark
 
-`hatch run bench:run` measures this project and its peers in turn and rewrites the part between the
-two comments.
+`hatch run bench:run` measures this project and its peers in turn and rewrites the parts between
+comments.
 
 {BEGIN}
 {END}
+
+## Scaling
+
+{BEGIN_SCALING}
+{END_SCALING}
 
 ## What was tried
 """
@@ -114,8 +122,15 @@ def measured(results: dict[str, dict[str, Any]]) -> str:
 
 
 def write(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Replaces the generated part of RESULTS.md."""
+    """Replaces the generated parts of RESULTS.md."""
     text = path.read_text(encoding="utf-8") if path.exists() else INTRODUCTION
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{measured(results)}{END}{after}", encoding="utf-8")
+    text = _put(text, BEGIN, measured(results), END)
+    text = _put(text, BEGIN_SCALING, scaling.section(results), END_SCALING)
+    path.write_text(text, encoding="utf-8")
+
+
+def _put(text: str, begin: str, part: str, end: str) -> str:
+    """The text with another part between two comments."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{part}{end}{after}"

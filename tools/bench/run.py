@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 import report
+from bench import Bench
 from driver import ContenderError
-from rows import ROWS, Bench
+from rows import ROWS
 
 HERE = Path(__file__).parent
 CONTENDERS = ("lm", "transformers", "llama.cpp")

@@ -203,18 +203,10 @@ def test_schedules_that_can(load, schedule):
     assert load({"lr_schedule": schedule}).lr_schedule.problems() == []
 
 
-def test_degrees_must_divide_the_heads(problems, load):
-    source = {"use_parallel": True, "parallel_config": {"model_parallel": 3}}
-    assert problems(source) == [
-        "run: parallel_config.model_parallel: 3 does not divide 4 heads; use 1, 2 or 4"
+def test_there_are_no_experts(problems):
+    assert problems({"parallel_config": {"expert_parallel": 2}}) == [
+        "run: parallel_config.expert_parallel: is 2; must be 1: there are no experts"
     ]
-    source["parallel_config"] = {"pipeline_stage": 8, "micro_batch_num": 4, "expert_parallel": 2}
-    assert [line.split(": ")[1] for line in problems(source)] == [
-        f"parallel_config.{key}" for key in ("expert_parallel", "pipeline_stage", "micro_batch_num")
-    ]
-    load(
-        {"use_parallel": False, "parallel_config": {"model_parallel": 3}}
-    )  # no process is asked for
 
 
 def test_degrees_reach_the_model_when_they_are_used(load):
@@ -224,6 +216,16 @@ def test_degrees_reach_the_model_when_they_are_used(load):
     )
     assert run.model.config.parallel_config.world_size == 4
     assert run.model.config.parallel_config.recompute.recompute
+    assert not run.model.config.parallel_config.optimizer_shard
+    run = load(
+        {
+            "use_parallel": True,
+            "parallel_config": degrees,
+            "parallel": {"enable_parallel_optimizer": True},
+        }
+    )
+    assert run.model.config.parallel_config.optimizer_shard and run.degrees.optimizer_shard
+    assert run.parallel_config.optimizer_shard is None  # as it was written
     run = load({"parallel_config": degrees, "recompute_config": {"recompute": True}})
     assert run.model.config.parallel_config.world_size == 1 and run.parallel_config.world_size == 4
     assert run.model.config.parallel_config.recompute.recompute

@@ -12,7 +12,7 @@ from lm_core.nn.attention import CausalAttention, CausalSelfAttention
 from lm_core.nn.dropout import Dropout
 from lm_core.parallel.context import ParallelContext
 
-KEY = np.array(12345, np.int32)
+KEY = np.array([11, 0], np.int32)
 
 
 class _AllGradients(nn.Cell):

@@ -16,7 +16,10 @@ def _dropped(rate: float, site: int, key: int) -> np.ndarray:
     """bool [rows, columns]: which elements are dropped."""
     cell = Dropout(rate, site)
     cell.set_train(True)
-    return cell(Tensor(np.ones(SHAPE, np.float32)), Tensor(np.array(key, np.int32))).asnumpy() == 0
+    return (
+        cell(Tensor(np.ones(SHAPE, np.float32)), Tensor(np.array([key, 0], np.int32))).asnumpy()
+        == 0
+    )
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -30,7 +33,7 @@ def test_share_and_mean(rate):
     """The share is right to 4 standard deviations and 1 / 4078; the mean is kept."""
     cell = Dropout(rate, 7)
     cell.set_train(True)
-    y = cell(Tensor(np.ones(SHAPE, np.float32)), Tensor(np.array(5, np.int32))).asnumpy()
+    y = cell(Tensor(np.ones(SHAPE, np.float32)), Tensor(np.array([5, 0], np.int32))).asnumpy()
     spread = np.sqrt(rate * (1 - rate) / y.size)
     assert abs((y == 0).mean() - rate) < 4 * spread + 1 / 4078
     assert len(np.unique(y)) == 2
@@ -66,7 +69,7 @@ def test_the_same_again():
 
 
 def test_identity_outside_of_training_and_at_rate_0():
-    x, key = Tensor(np.ones((3, 4), np.float32)), Tensor(np.array(1, np.int32))
+    x, key = Tensor(np.ones((3, 4), np.float32)), Tensor(np.array([1, 0], np.int32))
     assert (Dropout(0.5, 1)(x, key).asnumpy() == 1).all()
     cell = Dropout(0.0, 1)
     cell.set_train(True)
@@ -76,7 +79,7 @@ def test_identity_outside_of_training_and_at_rate_0():
 def test_the_mask_of_a_part_is_part_of_the_mask():
     """Rows are hashed by their number: fewer rows have the same masks."""
     cell = Dropout(0.5, 2)
-    key = Tensor(np.array(9, np.int32))
+    key = Tensor(np.array([9, 0], np.int32))
     whole, part = cell.mask(40, 16, key).asnumpy(), cell.mask(10, 16, key).asnumpy()
     np.testing.assert_array_equal(whole[:10], part)
 
@@ -93,7 +96,7 @@ class _Gradient(nn.Cell):
 def test_gradient_has_the_same_mask():
     cell = Dropout(0.5, 2)
     cell.set_train(True)
-    x, key = Tensor(np.ones((8, 16), np.float32)), Tensor(np.array(9, np.int32))
+    x, key = Tensor(np.ones((8, 16), np.float32)), Tensor(np.array([9, 0], np.int32))
     np.testing.assert_array_equal(_Gradient(cell)(x, key).asnumpy(), cell(x, key).asnumpy())
 
 

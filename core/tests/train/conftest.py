@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from lm_core.config.model import ModelConfig
 from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.pipeline import BatchIterator, RecordDataset
-from lm_core.nn.dropout import Dropout
+from lm_core.nn.dropout import Dropout, dropout_key
 from lm_core.nn.loss import CrossEntropy
 from lm_core.parallel import backend
 from lm_core.train.batch import causal_batch
@@ -50,7 +50,7 @@ class TinyModel(nn.Cell):
         self.bias = weight("up.bias", hidden)
         self.head = weight("head.weight", hidden, VOCABULARY)
         self.dropout = Dropout(rate, 0)
-        self.state = Parameter(Tensor(np.zeros(2, np.int32)), name="dropout", requires_grad=False)
+        self.state = Parameter(Tensor(np.zeros(3, np.int32)), name="dropout", requires_grad=False)
         self.cross_entropy = CrossEntropy()
         self.poison = poison
         self.config = ModelConfig(
@@ -58,7 +58,7 @@ class TinyModel(nn.Cell):
         )
 
     def loss_terms(self, input_ids: Tensor, labels: Tensor):
-        key = self.state[0] * 668265263 + self.state[1] * 374761393
+        key = dropout_key(self.state)
         x = ops.gather(self.embedding, input_ids.reshape((-1,)), 0).astype(ms.float32)
         h = ops.tanh(ops.matmul(x, self.up.astype(ms.float32)) + self.bias.astype(ms.float32))
         h = self.dropout(h, key)
@@ -69,8 +69,8 @@ class TinyModel(nn.Cell):
             total = total + ops.exp(1000.0 * found) - 1.0
         return total, count
 
-    def set_dropout(self, seed: int, step: int) -> None:
-        self.state.set_data(Tensor(np.array([seed, step], np.int32)))
+    def set_dropout(self, seed: int, step: int, first_token: int = 0) -> None:
+        self.state.set_data(Tensor(np.array([seed, step, first_token], np.int32)))
 
     def named_parameters(self) -> dict[str, Parameter]:
         return {p.name: p for p in self.get_parameters() if p is not self.state}

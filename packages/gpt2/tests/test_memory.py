@@ -6,14 +6,15 @@ of these sizes. What is foretold must be within a fifth of it.
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 
 import pytest
 
 from lm_core.cli import run_verb
+from lm_core.config.parallel import ParallelConfig
 from lm_core.nn import memory
+from lm_core.parallel.partition import Partition
 from lm_core.peft import targets
 from lm_core.spec import read_run
 from lm_gpt2 import SPEC
@@ -27,6 +28,12 @@ def run(batch: int, sizes: dict, **more):
         "runner_config": {"batch_size": batch, **more.pop("runner", {})},
     }
     return read_run({**settings, **more})
+
+
+def cut(settings, **degrees) -> Partition:
+    """The model of a run, adapter included, in one process or over several."""
+    config = settings.model.config
+    return Partition(config, ParallelConfig(**degrees), targets.shapes(SPEC, config))
 
 
 def sizes(layers, hidden, heads, length, words, **more) -> dict:
@@ -71,8 +78,7 @@ RECORDED = [
 @pytest.mark.parametrize(("megabytes", "batch", "shape", "more"), RECORDED)
 def test_training_against_measured_peaks(megabytes, batch, shape, more):
     settings = run(batch, shape, **{key: dict(value) for key, value in more.items()})
-    shapes = SPEC.tables["hf"].shapes(settings.model.config)
-    found = memory.training(settings, shapes).peak / 1e6
+    found = memory.training(settings, cut(settings)).peak / 1e6
     assert megabytes / 1.2 < found < megabytes * 1.2, f"{found:.0f} MB"
 
 
@@ -81,11 +87,9 @@ def test_an_adapter_against_measured_peaks(megabytes, dropout):
     """124M, rank 64 on q and v; the base without dropout."""
     pet = {"lora_rank": 64, "lora_alpha": 128, "lora_dropout": dropout}
     settings = run(4, {**sizes(12, 768, 12, 256, 50257, **OFF), "pet_config": pet})
-    config = settings.model.config
-    shapes = targets.shapes(SPEC, config)
-    chosen = targets.trained(shapes, config.pet_config)
-    trained = {name: shape for name, shape in shapes.items() if name in chosen}
-    found = memory.training(settings, shapes, trained=trained)
+    part = cut(settings)
+    trained = targets.trained(part.shapes, settings.model.config.pet_config)
+    found = memory.training(settings, part, trained=trained)
     assert megabytes / 1.2 < found.peak / 1e6 < megabytes * 1.2, f"{found.peak / 1e6:.0f} MB"
     assert found.optimizer == 8 * 12 * 2 * 2 * 64 * 768
 
@@ -100,8 +104,7 @@ GENERATED = [
 @pytest.mark.parametrize(("megabytes", "rows", "capacity", "shape"), GENERATED)
 def test_generation_against_measured_peaks(megabytes, rows, capacity, shape):
     settings = run(1, {**shape, "max_decode_length": capacity})
-    shapes = SPEC.tables["hf"].shapes(settings.model.config)
-    found = memory.generation(settings, shapes, rows=rows).peak / 1e6
+    found = memory.generation(settings, cut(settings), rows=rows).peak / 1e6
     assert megabytes / 1.2 < found < megabytes * 1.2, f"{found:.0f} MB"
 
 
@@ -109,22 +112,71 @@ def test_generation_against_measured_peaks(megabytes, rows, capacity, shape):
 def test_parts_are_all_parameters(preset):
     config = SPEC.presets[preset]
     shapes = SPEC.tables["hf"].shapes(config)
-    assert sum(memory.parts(shapes).values()) == config.parameter_count()
-    assert memory.held(shapes, memory.Rank(config.num_layers), config.num_layers) == sum(
-        math.prod(shape) for shape in shapes.values()
-    )
+    count = config.parameter_count()
+    assert sum(memory.parts(shapes).values()) == count
+    assert Partition(config, ParallelConfig(), shapes).numbers(0) == count
 
 
 def test_more_ranks_hold_less():
     settings = run(8, sizes(8, 64, 4, 32, 400))
-    shapes = SPEC.tables["hf"].shapes(settings.model.config)
-    whole = memory.training(settings, shapes)
-    for rank in (memory.Rank(8, split=2), memory.Rank(4), memory.Rank(8, state_split=2)):
-        part = memory.training(settings, shapes, rank)
+    whole = memory.training(settings, cut(settings))
+    for degrees in (
+        {"model_parallel": 2},
+        {"pipeline_stage": 2, "micro_batch_num": 2},
+        {"data_parallel": 2, "optimizer_shard": True},
+    ):
+        part = memory.training(settings, cut(settings, **degrees))
         assert part.peak < whole.peak and part.optimizer < whole.optimizer
-    # Four parts of the batch, two of them on their way.
-    staged = memory.training(settings, shapes, memory.Rank(8, in_flight=2, parts=4))
-    assert staged.weights == whole.weights and staged.activations < whole.activations
+    alike = memory.training(settings, cut(settings, data_parallel=2))
+    assert alike.weights == whole.weights and alike.optimizer == whole.optimizer
+    assert alike.peak >= whole.peak
+
+
+def test_every_micro_batch_has_the_size_of_a_batch():
+    """A stage works on one batch, and keeps the float32 inputs of those that are on their way."""
+    settings = run(8, sizes(8, 64, 4, 32, 400))
+    tokens = 8 * 32
+    whole = memory.training(settings, cut(settings))
+    for batches in (4, 6, 40):
+        part = cut(settings, pipeline_stage=4, micro_batch_num=batches)
+        found = [memory.training(settings, part, stage) for stage in range(4)]
+        first, second, third, last = (one.activations for one in found)
+        assert second - third == 4 * tokens * 64
+        # Ids are all that the first stage gets.
+        assert first - second == 4 * tokens * (4 - 3 * 64)
+        assert last - third == pytest.approx(3.3 * 4 * tokens * 400 - 4 * tokens * 64)
+        assert all(one.buffers == one.weights for one in found)
+    assert whole.buffers == 0
+
+
+def test_the_stage_that_takes_most():
+    # A table of 20,000 rows and logits against blocks of 64.
+    settings = run(8, sizes(4, 64, 4, 32, 20000))
+    part = cut(settings, pipeline_stage=4, micro_batch_num=4)
+    assert memory.fullest(settings, part) == 3
+    peaks = [memory.training(settings, part, stage).peak for stage in range(4)]
+    assert max(peaks) == peaks[3] and peaks[0] > peaks[1]
+    # With few words it is the first stage that keeps more than its ids: the second.
+    small = run(8, sizes(4, 64, 4, 32, 200))
+    part = cut(small, pipeline_stage=3, micro_batch_num=3)
+    peaks = [memory.training(small, part, stage).peak for stage in range(3)]
+    assert memory.fullest(small, part) == peaks.index(max(peaks)) == 0  # it has two of four blocks
+
+
+def test_what_tensor_parallel_ranks_keep_whole():
+    """The table, unless it is cut by vocabulary, and with it the logits."""
+    settings = run(8, sizes(2, 64, 4, 32, 400))
+    table, position = 400 * 64, 32 * 64
+    whole, split = (
+        cut(settings, model_parallel=4),
+        cut(settings, model_parallel=4, vocab_emb_dp=False),
+    )
+    assert whole.numbers(0) - split.numbers(0) == table * 3 / 4
+    inside = 2 * (12 * 64 * 64 / 4 + (3 + 4) * 64 / 4 + 2 * 64 + 4 * 64)
+    assert whole.numbers(0) == table + position + inside + 2 * 64
+    logits = 3.3 * 4 * 8 * 32 * 400
+    kept = [memory.training(settings, part).activations for part in (whole, split)]
+    assert kept[0] - kept[1] == pytest.approx(logits * 3 / 4)
 
 
 def test_looking_builds_nothing_and_loads_no_mindspore():

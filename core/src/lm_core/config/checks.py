@@ -1,4 +1,4 @@
-"""What no single key of a run shows: sizes against degrees, names that contradict each other."""
+"""What no single key of a run shows: names that contradict each other, processes that miscount."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from lm_core.errors import ConfigError
 from lm_core.log import notice_once
 
 
-def problems(run: RunConfig, sizes_known: bool = True) -> Iterator[tuple[KeyPath, str]]:
+def problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     """Every contradiction, as (path of the key, what; what to change).
 
-    Args:
-        run: the run.
-        sizes_known: whether its model's sizes are what the user wrote.
+    Whether the degrees fit the model is asked where they are used: lm_core.parallel.partition.
     """
     for line in run.lr_schedule.problems():
         key, _, text = line.partition(": ")
@@ -28,8 +26,6 @@ def problems(run: RunConfig, sizes_known: bool = True) -> Iterator[tuple[KeyPath
         text = f"is {run.parallel_config.expert_parallel}; must be 1: there are no experts"
         yield ("parallel_config", "expert_parallel"), text
     yield from _network(run)
-    if run.use_parallel and sizes_known:
-        yield from _degrees(run)
 
 
 def _intervals(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -56,25 +52,6 @@ def _network(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
         key, _, text = line.partition(": ")
         if key in ("task", "num_labels"):
             yield ("model", "model_config", key), text
-
-
-def _degrees(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    degrees, sizes = run.parallel_config, run.model.config
-    if sizes.num_heads % degrees.model_parallel:
-        *most, last = [str(n) for n in range(1, sizes.num_heads + 1) if sizes.num_heads % n == 0]
-        usable = f"{', '.join(most)} or {last}" if most else last
-        text = f"{degrees.model_parallel} does not divide {sizes.num_heads} heads; use {usable}"
-        yield ("parallel_config", "model_parallel"), text
-    if degrees.pipeline_stage > sizes.num_layers:
-        layers = sizes.num_layers
-        text = f"{degrees.pipeline_stage} is more than {layers} layers; use at most {layers}"
-        yield ("parallel_config", "pipeline_stage"), text
-    if degrees.pipeline_stage > 1 and degrees.micro_batch_num < degrees.pipeline_stage:
-        text = (
-            f"{degrees.micro_batch_num} leaves stages idle; "
-            f"must be at least pipeline_stage {degrees.pipeline_stage}"
-        )
-        yield ("parallel_config", "micro_batch_num"), text
 
 
 def check_world(run: RunConfig, world_size: int) -> None:

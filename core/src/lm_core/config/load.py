@@ -119,7 +119,7 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     found += more
     if run is not None:
         _complete(run, preset)
-        found += _news(checks.problems(run, sizes_known=not wrong), found)
+        found += _news(checks.problems(run), found)
     lines = [f"{layers.origin(path)}: {explain.spell(path)}: {text}" for path, text in found]
     if layers.problems or lines:
         raise ConfigError(*layers.problems, *lines)
@@ -221,10 +221,8 @@ def _complete(run: RunConfig, preset: str) -> None:
     if config.task != trainer.type and not config.is_set("task"):
         config.task = trainer.type
     run.parallel_config.recompute = run.recompute_config
-    degrees = (
-        run.parallel_config if run.use_parallel else ParallelConfig(recompute=run.recompute_config)
-    )
-    run.model.config.parallel_config = degrees.model_copy(deep=True)
+    alone = ParallelConfig(recompute=run.recompute_config.model_copy())
+    run.model.config.parallel_config = run.degrees if run.use_parallel else alone
 
 
 def _flat_origins(layers: Layers, family: ModelFamily, preset: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ class ParallelConfig(Section):
     pipeline_stage: Positive = 1
     expert_parallel: Positive = 1
     micro_batch_num: Positive = 1
-    """Parts of a batch that are in the pipeline at once; at least `pipeline_stage`."""
+    """Batches that pass through the pipeline for one update; at least `pipeline_stage`."""
     use_seq_parallel: bool = False
     optimizer_shard: bool | None = None
     """Cut the optimizer state over the data-parallel ranks (ZeRO stage 1)."""
@@ -42,3 +42,8 @@ class ParallelConfig(Section):
     def world_size(self) -> int:
         """The number of processes that these degrees need."""
         return self.data_parallel * self.model_parallel * self.pipeline_stage
+
+    @property
+    def micro_batches(self) -> int:
+        """Batches of `batch_size` records that a process works on at once, one after the other."""
+        return self.micro_batch_num if self.pipeline_stage > 1 else 1

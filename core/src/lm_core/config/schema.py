@@ -226,6 +226,12 @@ class RunConfig(Section):
         return self.lr_schedule.learning_rate or self.optimizer.learning_rate or 5e-5
 
     @property
+    def degrees(self) -> ParallelConfig:
+        """`parallel_config`, with a sharded optimizer where `parallel` asks for it, too."""
+        shard = self.parallel_config.optimizer_shard or self.parallel.enable_parallel_optimizer
+        return self.parallel_config.model_copy(update={"optimizer_shard": shard}, deep=True)
+
+    @property
     def loss_scale(self) -> ScaleSense:
         """The loss scale to use; a fixed 1 is none at all."""
         if self.runner_wrapper.scale_sense is not None:

@@ -1,7 +1,7 @@
 """Causal multi-head self-attention: whole sequences, prefill of a cache, one cached step.
 
-Keys and values of a cache are [B * N, C, D]: a step writes one row per head and reads them as a
-batched product, so nothing is transposed while decoding.
+N is the number of heads of this rank. Keys and values of a cache are [B * N, C, D]: a step writes
+one row per head and reads them as a batched product, so nothing is transposed while decoding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from lm_core.nn.dropout import Dropout
-from lm_core.nn.linear import ColumnParallelLinear, RowParallelLinear
+from lm_core.nn.linear import ColumnParallelLinear, RowParallelLinear, shared_input
 from lm_core.parallel import backend
 from lm_core.parallel.context import ParallelContext
 
@@ -87,7 +87,7 @@ class CausalAttention(nn.Cell):
             q: [B, S, N * D], already divided by sqrt(D).
             k: the same.
             v: the same.
-            key: int32 scalar for dropout.
+            key: of `dropout_key`.
 
         Returns:
             the mixed values [B, S, N * D], and what the backward pass and a cache need: the
@@ -160,13 +160,16 @@ class CausalSelfAttention(nn.Cell):
         self.head_dim = hidden // heads
         self.scale = 1.0 / math.sqrt(self.head_dim)
         columns = "attention columns"
+        self.enter = shared_input(context)
         self.q = ColumnParallelLinear(hidden, hidden, context, columns, std=std, **options)
         self.k = ColumnParallelLinear(hidden, hidden, context, columns, std=std, **options)
         self.v = ColumnParallelLinear(hidden, hidden, context, columns, std=std, **options)
         self.out = RowParallelLinear(
             hidden, hidden, context, "attention rows", std=out_std, **options
         )
-        self.attend = CausalAttention(self.heads, Dropout(dropout, site), softmax_type)
+        own = (context.tp_rank * self.heads, self.heads)
+        probabilities = Dropout(dropout, site, heads=heads, own_heads=own)
+        self.attend = CausalAttention(self.heads, probabilities, softmax_type)
         self.softmax_type = backend.compute_dtype(softmax_type)
         self.softmax = ops.Softmax(-1)
         self.product = ops.BatchMatMul()
@@ -175,18 +178,19 @@ class CausalSelfAttention(nn.Cell):
 
     def whole(self, x: Tensor, batch: int, key: Tensor) -> tuple[Tensor, ...]:
         """x: [B * S, H]. Returns what CausalAttention does."""
+        x = self.enter(x)
         shape = (batch, x.shape[0] // batch, self.heads * self.head_dim)
         q = (self.q(x) * self.scale).reshape(shape)
         return self.attend(q, self.k(x).reshape(shape), self.v(x).reshape(shape), key)
 
     def construct(self, x: Tensor, batch: int, key: Tensor) -> Tensor:
-        """x: [B * S, H]; key: int32 scalar for dropout. Returns [B * S, H]."""
+        """x: [B * S, H]; key: of `dropout_key`. Returns [B * S, H]."""
         mixed = self.whole(x, batch, key)[0]
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))
 
     def prefill(self, x: Tensor, batch: int, k_cache: Parameter, v_cache: Parameter) -> Tensor:
         """As `construct`, and fills the caches [B * N, C, D] from position 0."""
-        mixed, _, _, k, v, _ = self.whole(x, batch, Tensor(0, ms.int32))
+        mixed, _, _, k, v, _ = self.whole(x, batch, Tensor(np.zeros(2, np.int32)))
         ops.assign(k_cache, self.pad(k, k_cache.shape[1]))
         ops.assign(v_cache, self.pad(v, v_cache.shape[1]))
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))

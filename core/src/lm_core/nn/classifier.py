@@ -46,9 +46,17 @@ class SequenceClassifier(Network):
         if not init.skip_initial_values():
             self.initialize(0, only=[self.score.weight.name])
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """input_ids: int32 [B, S]. Returns [B * S, H]."""
-        return self.decoder.hidden(input_ids)
+    def enter(self, input_ids: Tensor) -> Tensor:
+        """As of the decoder."""
+        return self.decoder.enter(input_ids)
+
+    def through(self, x: Tensor, batch: int) -> Tensor:
+        """As of the decoder."""
+        return self.decoder.through(x, batch)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """As of the decoder."""
+        return self.decoder.leave(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """x: [T, H]. Returns [T, C]."""
@@ -108,9 +116,9 @@ class SequenceClassifier(Network):
         """As of the decoder."""
         self.decoder.recompute_layers()
 
-    def set_dropout(self, seed: int, step: int) -> None:
+    def set_dropout(self, seed: int, step: int, first_token: int = 0) -> None:
         """As of the decoder."""
-        self.decoder.set_dropout(seed, step)
+        self.decoder.set_dropout(seed, step, first_token)
 
 
 def with_head(decoder: CausalLM) -> Network:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
@@ -10,10 +11,11 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from lm_core.nn.attention import MASKED
-from lm_core.nn.dropout import Dropout
+from lm_core.nn.dropout import Dropout, dropout_key
 from lm_core.nn.network import DROPOUT_STATE, Network
 from lm_core.nn.norm import LayerNorm
 from lm_core.parallel.context import ParallelContext
+from lm_core.parallel.partition import layers_of
 
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
@@ -53,7 +55,7 @@ class Block(nn.Cell):
         self.residual_from_norm = residual_from_norm
 
     def construct(self, x: Tensor, batch: int, key: Tensor) -> Tensor:
-        """x: [B * S, H]; key: int32 scalar for dropout. Returns [B * S, H]."""
+        """x: [B * S, H]; key: of `dropout_key`. Returns [B * S, H]."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention_dropout(
             self.attention(normed, batch, key), key
@@ -88,8 +90,8 @@ class CausalLM(Network):
     Attributes:
         config: the architecture, with the generation defaults.
         context: the place of this process.
-        layers: CellList of blocks.
-        norm: the last normalisation.
+        layers: the blocks of this stage.
+        norm: the last normalisation; the last stage has it.
     """
 
     layers: nn.CellList
@@ -98,7 +100,7 @@ class CausalLM(Network):
     def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
         super().__init__(config, context)
         self.dropout_state = Parameter(
-            Tensor(np.zeros(2, np.int32)), name=DROPOUT_STATE, requires_grad=False
+            Tensor(np.zeros(3, np.int32)), name=DROPOUT_STATE, requires_grad=False
         )
         self._graphs: dict[str, Callable[..., Tensor]] = {}
 
@@ -106,25 +108,27 @@ class CausalLM(Network):
         """ids, positions: int32 [T]. Returns the input of the first block, [T, H]."""
         raise NotImplementedError
 
-    def dropout_key(self) -> Tensor:
-        """int32 scalar from the seed and step given to `set_dropout`."""
-        seed, step = self.dropout_state[0], self.dropout_state[1]
-        return seed * 668265263 + step * 374761393
-
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """input_ids: int32 [B, S]. Returns the normalised output of the last block, [B * S, H]."""
+    def enter(self, input_ids: Tensor) -> Tensor:
+        """input_ids: int32 [B, S]. Returns the input of the first block, [B * S, H]."""
         batch, length = input_ids.shape
-        key = self.dropout_key()
         positions = ops.tile(Tensor(np.arange(length, dtype=np.int32)), (batch,))
-        x = self.embed(input_ids.reshape((-1,)), positions, key)
+        return self.embed(input_ids.reshape((-1,)), positions, dropout_key(self.dropout_state))
+
+    def through(self, x: Tensor, batch: int) -> Tensor:
+        """x: [B * S, H]. Returns what the blocks of this stage make of it."""
+        key = dropout_key(self.dropout_state)
         for layer in self.layers:
             x = layer(x, batch, key)
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """x: [T, H], output of the last block. Returns it normalised."""
         return self.norm(x)
 
     def construct(self, input_ids: Tensor) -> Tensor:
         """input_ids: int32 [B, S]. Returns float32 logits [B, S, V]."""
         batch, length = input_ids.shape
-        return self.logits(self.hidden(input_ids)).astype(ms.float32).reshape((batch, length, -1))
+        return self.whole_logits(self.hidden(input_ids)).reshape((batch, length, -1))
 
     def prefill(
         self, input_ids: Tensor, lengths: Tensor, k_caches: ParameterTuple, v_caches: ParameterTuple
@@ -142,11 +146,11 @@ class CausalLM(Network):
         """
         batch, length = input_ids.shape
         positions = ops.tile(Tensor(np.arange(length, dtype=np.int32)), (batch,))
-        x = self.embed(input_ids.reshape((-1,)), positions, Tensor(0, ms.int32))
+        x = self.embed(input_ids.reshape((-1,)), positions, Tensor(np.zeros(2, np.int32)))
         for i, layer in enumerate(self.layers):
             x = layer.prefill(x, batch, k_caches[i], v_caches[i])
         last = Tensor(np.arange(batch, dtype=np.int32) * length) + lengths - 1
-        return self.logits(self.norm(ops.gather(x, last, 0))).astype(ms.float32)
+        return self.whole_logits(self.norm(ops.gather(x, last, 0)))
 
     def step(
         self, tokens: Tensor, positions: Tensor, k_caches: ParameterTuple, v_caches: ParameterTuple
@@ -169,10 +173,10 @@ class CausalLM(Network):
         index = ops.concat((Tensor(np.arange(rows, dtype=np.int32).reshape(-1, 1)), at), 1)
         seen = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, -1)) <= at
         mask = ((1.0 - seen.astype(ms.float32)) * MASKED).reshape((rows, 1, capacity))
-        x = self.embed(tokens, positions, Tensor(0, ms.int32))
+        x = self.embed(tokens, positions, Tensor(np.zeros(2, np.int32)))
         for i, layer in enumerate(self.layers):
             x = layer.step(x, k_caches[i], v_caches[i], index, mask)
-        return self.logits(self.norm(x)).astype(ms.float32)
+        return self.whole_logits(self.norm(x))
 
     def forget_graphs(self) -> None:
         """After a change of the layers: what is compiled is the network as it was."""
@@ -188,11 +192,10 @@ class CausalLM(Network):
             if isinstance(cell, LayerNorm):
                 cell.composed = False
 
-    def set_dropout(self, seed: int, step: int) -> None:
-        """Chooses the dropout masks of the next training step."""
-        self.dropout_state.set_data(
-            Tensor(np.array([seed & 0x7FFFFFFF, step & 0x7FFFFFFF], np.int32))
-        )
+    def set_dropout(self, seed: int, step: int, first_token: int = 0) -> None:
+        """Chooses the dropout masks of the next part of a training step."""
+        state = np.array([seed, step, first_token]) & 0x7FFFFFFF
+        self.dropout_state.set_data(Tensor(state.astype(np.int32)))
 
     def loss(self, input_ids: Any, labels: Any) -> Tensor:
         """Mean cross entropy, a float32 scalar.
@@ -215,6 +218,39 @@ class CausalLM(Network):
         from lm_core.generation.generate import generate
 
         return generate(self, input_ids, generation_config, streamer, **options)
+
+
+class StageLayers(nn.CellList):
+    """The blocks of a stage, indexed from 0 and named by their numbers in the whole model.
+
+    Args:
+        first: number of the first block.
+        blocks: of this stage.
+    """
+
+    def __init__(self, first: int, blocks: Sequence[nn.Cell]) -> None:
+        super().__init__(blocks)
+        numbered = {str(first + place): block for place, block in enumerate(blocks)}
+        # Parameters are named after these keys; MindSpore itself always counts from 0.
+        object.__setattr__(self, "_cells", OrderedDict(numbered))
+        self.update_parameters_name()
+
+    def __getitem__(self, index: int) -> nn.Cell:
+        return list(self._cells.values())[index]
+
+
+def stage_layers(
+    config: ModelConfig, context: ParallelContext, build: Callable[[int], nn.Cell]
+) -> StageLayers:
+    """The blocks of this stage.
+
+    Args:
+        config: says how many there are in all.
+        context: the place of this process.
+        build: makes block `number`.
+    """
+    own = layers_of(context.stage, config.num_layers, context.pipeline_stage)
+    return StageLayers(own.start, [build(number) for number in own])
 
 
 class _MeanLoss(nn.Cell):

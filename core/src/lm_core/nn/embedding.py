@@ -1,20 +1,26 @@
-"""Token and position tables."""
+"""Token and position tables, and the output head."""
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from lm_core.nn.cpu import Columns
+from lm_core.nn.linear import ColumnParallelLinear, shared_input
 from lm_core.parallel import backend
+from lm_core.parallel.collectives import ReduceFromTensorParallel
 from lm_core.parallel.context import ParallelContext
+from lm_core.parallel.partition import WHOLE, Cut
 
 
 class Embedding(nn.Cell):
     """Rows of a table [count, H]."""
 
-    split_dim: int | None = None
-    """The dimension of `weight` that tensor parallelism splits."""
+    cut: Cut = WHOLE
+    """How tensor parallelism splits `weight`."""
+    tp_rank: int = 0
+    """Which part of it this is."""
 
     def __init__(self, count: int, hidden: int, *, std: float, dtype: str = "float32") -> None:
         super().__init__()
@@ -24,20 +30,70 @@ class Embedding(nn.Cell):
         )
         self.gather = ops.Gather()
 
+    def cuts(self) -> dict[str, Cut]:
+        """How tensor parallelism splits the table."""
+        return {self.weight.name: self.cut}
+
+    def partial(self) -> set[str]:
+        """None: each rank has the whole gradient of what it holds."""
+        return set()
+
     def construct(self, ids: Tensor) -> Tensor:
         """ids: int32 [T]. Returns [T, H]."""
         return self.gather(self.weight, ids, 0)
 
 
-class VocabParallelEmbedding(Embedding):
-    """An Embedding whose rows are split over the tensor-parallel ranks."""
+class OwnIds(nn.Cell):
+    """Which ids have their row of a table on this rank (Megatron-LM, section 3).
 
-    split_dim = 0
+    Args:
+        size: rows of this rank.
+        context: the ranks that share the table.
+    """
+
+    def __init__(self, size: int, context: ParallelContext) -> None:
+        super().__init__()
+        self.first, self.last = context.tp_rank * size, (context.tp_rank + 1) * size - 1
+        self.reduce = ReduceFromTensorParallel(context.tp_group)
+
+    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids: int32 [T]. Returns rows of this part [T], and 1.0 or 0.0 [T]: whether it is own."""
+        own = ops.logical_and(ids >= self.first, ids <= self.last)
+        inside = ops.clamp(ids, self.first, self.last) - self.first
+        return inside, own.astype(ms.float32)
+
+
+def _splits_rows(context: ParallelContext) -> bool:
+    return context.model_parallel > 1 and not context.vocab_emb_dp
+
+
+def _rows_of(count: int, context: ParallelContext) -> int:
+    """Rows of a vocabulary that a rank holds."""
+    return context.shard(count, "rows of the vocabulary") if _splits_rows(context) else count
+
+
+class VocabParallelEmbedding(Embedding):
+    """An Embedding whose rows are split over the tensor-parallel ranks, unless `vocab_emb_dp`."""
 
     def __init__(
         self, count: int, hidden: int, context: ParallelContext, **options: object
     ) -> None:
-        super().__init__(context.shard(count, "vocabulary rows"), hidden, **options)  # type: ignore[arg-type]
+        rows = _rows_of(count, context)
+        super().__init__(rows, hidden, **options)  # type: ignore[arg-type]
+        self.own = None
+        if _splits_rows(context):
+            self.cut, self.tp_rank = Cut(0, context.model_parallel), context.tp_rank
+            self.own = OwnIds(rows, context)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        """ids: int32 [T]. Returns [T, H], the same on all ranks."""
+        if self.own is None:
+            return self.gather(self.weight, ids, 0)
+        rows, is_own = self.own(ids)
+        found = self.gather(self.weight, rows, 0) * is_own.astype(self.weight.dtype).reshape(
+            (-1, 1)
+        )
+        return self.own.reduce(found)
 
 
 class TiedEmbedding(nn.Cell):
@@ -47,14 +103,18 @@ class TiedEmbedding(nn.Cell):
     embedding: a row times [H, V] runs at 1.6 times the speed of a row times [V, H] transposed.
 
     Args:
-        count: V over all ranks; the columns are split over the tensor-parallel ranks.
+        count: V over all ranks; unless `vocab_emb_dp`, the columns are split over the
+            tensor-parallel ranks.
         hidden: H.
         context: the ranks that share the vocabulary.
         std: standard deviation of the initial values.
         dtype: type of the table.
     """
 
-    split_dim = 1
+    cut: Cut = WHOLE
+    """How tensor parallelism splits `weight`."""
+    tp_rank: int = 0
+    """Which part of it this is."""
 
     def __init__(
         self,
@@ -67,16 +127,36 @@ class TiedEmbedding(nn.Cell):
     ) -> None:
         super().__init__()
         self.std = std
-        shape = (hidden, context.shard(count, "vocabulary rows"))
+        columns = _rows_of(count, context)
         self.weight = Parameter(
-            Tensor(np.zeros(shape, np.float32), backend.DTYPES[dtype]), name="weight"
+            Tensor(np.zeros((hidden, columns), np.float32), backend.DTYPES[dtype]), name="weight"
         )
+        self.own = None
+        if _splits_rows(context):
+            self.cut, self.tp_rank = Cut(1, context.model_parallel), context.tp_rank
+            self.own = OwnIds(columns, context)
+        self.enter = shared_input(context) if self.own is not None else nn.Identity()
         self.columns = Columns()
         self.gather = ops.Gather()
         self.product = ops.MatMul()
 
+    def cuts(self) -> dict[str, Cut]:
+        """How tensor parallelism splits the table."""
+        return {self.weight.name: self.cut}
+
+    def partial(self) -> set[str]:
+        """None: each rank has the whole gradient of what it holds."""
+        return set()
+
     def construct(self, ids: Tensor) -> Tensor:
-        """ids: int32 [T]. Returns [T, H]."""
+        """ids: int32 [T]. Returns [T, H], the same on all ranks."""
+        if self.own is None:
+            return self.rows(ids)
+        inside, is_own = self.own(ids)
+        return self.own.reduce(self.rows(inside) * is_own.reshape((-1, 1)))
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """ids: int32 [T], of columns that this rank holds. Returns [T, H]."""
         if not self.training:
             return self.gather(self.weight, ids, 1).transpose((1, 0))
         hidden, vocabulary = self.weight.shape
@@ -84,5 +164,28 @@ class TiedEmbedding(nn.Cell):
         return self.columns(self.weight, ids, starts)
 
     def logits(self, x: Tensor) -> Tensor:
-        """x: [T, H]. Returns [T, V]."""
-        return self.product(x, self.weight)
+        """x: [T, H]. Returns [T, V], or this rank's columns of it."""
+        return self.product(self.enter(x), self.weight)
+
+
+class Head(ColumnParallelLinear):
+    """An output head with weights of its own, [H, V], split where the ranks divide V.
+
+    Args:
+        hidden: H.
+        count: V over all ranks.
+        context: the ranks that share the vocabulary.
+        options: of a Linear.
+    """
+
+    def __init__(
+        self, hidden: int, count: int, context: ParallelContext, **options: object
+    ) -> None:
+        split = count % context.model_parallel == 0
+        shared = context if split else ParallelContext.local()
+        super().__init__(hidden, count, shared, "rows of the vocabulary", bias=False, **options)
+        self.enter = shared_input(shared)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x: [T, H]. Returns [T, V], or this rank's columns of it."""
+        return super().construct(self.enter(x))

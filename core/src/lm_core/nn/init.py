@@ -9,6 +9,8 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from lm_core.parallel.partition import WHOLE, Cut
+
 _SKIP: ContextVar[bool] = ContextVar("skip_initial_values", default=False)
 
 
@@ -25,6 +27,17 @@ def no_initial_values() -> Iterator[None]:
 def skip_initial_values() -> bool:
     """True inside `no_initial_values()`."""
     return _SKIP.get()
+
+
+def normal_part(
+    seed: int, name: str, shape: tuple[int, ...], std: float, cut: Cut = WHOLE, tp_rank: int = 0
+) -> np.ndarray:
+    """A rank's part, of this shape, of what `normal` gives for the whole parameter."""
+    if cut.dim is None:
+        return normal(seed, name, shape, std)
+    whole = tuple(n * cut.parts if dim == cut.dim else n for dim, n in enumerate(shape))
+    values = normal(seed, name, whole, std)
+    return np.split(values, cut.parts, cut.dim)[tp_rank].copy()
 
 
 def normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:

@@ -12,7 +12,9 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from lm_core.nn.cpu import AddBias
 from lm_core.parallel import backend
+from lm_core.parallel.collectives import CopyToTensorParallel, ReduceFromTensorParallel
 from lm_core.parallel.context import ParallelContext
+from lm_core.parallel.partition import WHOLE, Cut
 
 
 class Linear(nn.Cell):
@@ -27,8 +29,10 @@ class Linear(nn.Cell):
         compute_dtype: type of the product; the result has the type of x.
     """
 
-    split_dim: int | None = None
-    """The dimension of `weight` that tensor parallelism splits."""
+    cut: Cut = WHOLE
+    """How tensor parallelism splits `weight`."""
+    tp_rank: int = 0
+    """Which part of it this is."""
     adapter: nn.Cell | None
     """Adds to the result what it makes of x; None for a plain layer."""
 
@@ -62,33 +66,51 @@ class Linear(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """x: [T, inputs]. Returns [T, outputs]."""
-        y = self.affine(x)
+        return self.add_bias(self.adapted(x))
+
+    def cuts(self) -> dict[str, Cut]:
+        """How tensor parallelism splits each parameter, the adapter's included."""
+        found = {self.weight.name: self.cut}
+        if self.bias is not None and self.cut.dim == 1:
+            found[self.bias.name] = Cut(0, self.cut.parts)
+        return found if self.adapter is None else found | self.adapter.cuts(self.cut)
+
+    def partial(self) -> set[str]:
+        """Parameters that all ranks hold and of whose gradient each has a part."""
+        return set() if self.adapter is None else self.adapter.partial(self.cut)
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """x: [T, inputs]. Returns x @ weight, and what the adapter adds."""
+        if self.cast_needed:
+            y = self.matmul(x.astype(self.compute_type), self.weight.astype(self.compute_type))
+            y = y.astype(x.dtype)
+        else:
+            y = self.matmul(x, self.weight)
         return y if self.adapter is None else y + self.adapter(x)
 
-    def affine(self, x: Tensor) -> Tensor:
-        """x: [T, inputs]. Returns x @ weight + bias."""
-        if self.cast_needed:
-            y = self.matmul(
-                x.astype(self.compute_type), self.weight.astype(self.compute_type)
-            ).astype(x.dtype)
-            return y if self.bias is None else y + self.bias.astype(x.dtype)
-        y = self.matmul(x, self.weight)
+    def add_bias(self, y: Tensor) -> Tensor:
+        """y: [T, outputs]."""
         if not self.has_bias:
             return y
+        if self.cast_needed:
+            return y + self.bias.astype(y.dtype)
         if self.on_cpu and self.training:
             return self.cpu_bias_add(y, self.bias)
         return self.bias_add(y, self.bias)
 
 
 class ColumnParallelLinear(Linear):
-    """A Linear whose outputs are split over the tensor-parallel ranks (Megatron-LM, section 3)."""
+    """A Linear whose outputs are split over the tensor-parallel ranks (Megatron-LM, section 3).
 
-    split_dim = 1
+    Its input must have passed a `CopyToTensorParallel`, which all layers of one input share.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, context: ParallelContext, what: str, **options: object
     ) -> None:
         super().__init__(inputs, context.shard(outputs, what), **options)  # type: ignore[arg-type]
+        if context.model_parallel > 1:
+            self.cut, self.tp_rank = Cut(1, context.model_parallel), context.tp_rank
 
 
 class RowParallelLinear(Linear):
@@ -97,9 +119,23 @@ class RowParallelLinear(Linear):
     The partial results are summed, then the bias is added.
     """
 
-    split_dim = 0
-
     def __init__(
         self, inputs: int, outputs: int, context: ParallelContext, what: str, **options: object
     ) -> None:
         super().__init__(context.shard(inputs, what), outputs, **options)  # type: ignore[arg-type]
+        self.reduce = None
+        if context.model_parallel > 1:
+            self.cut, self.tp_rank = Cut(0, context.model_parallel), context.tp_rank
+            self.reduce = ReduceFromTensorParallel(context.tp_group)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x: [T, inputs / ranks]. Returns [T, outputs], the same on all ranks."""
+        y = self.adapted(x)
+        return self.add_bias(y if self.reduce is None else self.reduce(y))
+
+
+def shared_input(context: ParallelContext) -> nn.Cell:
+    """What the input of column-parallel layers passes; an identity for one rank."""
+    if context.model_parallel == 1:
+        return nn.Identity()
+    return CopyToTensorParallel(context.tp_group)

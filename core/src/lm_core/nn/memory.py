@@ -28,8 +28,15 @@ takes memory that is not given back: about 100 MB, and for each block 58 MB with
 it is recomputed) and 40 MB without, beside its causal mask, a constant of S^2 numbers, twice.
 
 The constants were fitted to processes of 1 to 48 blocks on the CPU back end, in which activations
-are float32; tools/bench/RESULTS.md compares the result with measured peaks (rows "plan"). For
-several ranks everything is divided as the degrees say, which has not been measured.
+are float32; tools/bench/RESULTS.md compares the result with measured peaks (rows "plan").
+
+Of several ranks each holds its part of the parameters (lm_core.parallel.partition), heads and
+feed-forward columns: of the 15 h of a block all but 4 h (inputs of norms and of the products behind
+them) are split, of the 8 h that are kept by recomputing all but 1 h. A pipeline stage works on one
+batch of `batch_size` records at a time, and keeps the inputs of those that are on their way: P - s
+of them in stage s of P. It always adds up gradients in float32. Data-parallel ranks lay some of
+their gradients end to end to exchange them, and have these and the sum twice; where they share the
+optimizer's state, each has a copy of the weights that it updates. This part has not been measured.
 
 Generation keeps nothing but weights and caches, and at its fullest the products of one block in the
 prefill, 6 h and the greater of 2 p and 2 f.
@@ -38,21 +45,22 @@ prefill, 6 h and the greater of 2 p and 2 f.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import ceil, prod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from lm_core.parallel import machine
+from lm_core.parallel.machine import BYTES
+from lm_core.parallel.partition import HEAD, TABLE
 
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
-    from lm_core.config.parallel import ParallelConfig
     from lm_core.config.schema import RunConfig
+    from lm_core.parallel.partition import Partition
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MB = 1_000_000
 LIBRARIES = 435 * MB
 STEP = 102 * MB
@@ -65,37 +73,6 @@ _BLOCK = {(False, False): 40 * MB, (True, False): 58 * MB, (False, True): 39 * M
 """(dropout, recomputed) -> compiling one block."""
 _LAYER = re.compile(r"layers\.\d+\.")
 _FIRST = "layers.0."
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """What one process holds of a model.
-
-    Attributes:
-        layers: blocks.
-        split: ranks among which heads, feed-forward columns and tables are cut.
-        state_split: ranks among which the optimizer state is cut.
-        in_flight: parts of a batch whose activations are kept at once.
-        parts: into how many parts the batch is cut.
-    """
-
-    layers: int
-    split: int = 1
-    state_split: int = 1
-    in_flight: int = 1
-    parts: int = 1
-
-    @classmethod
-    def of(cls, layers: int, degrees: ParallelConfig, shard_state: bool = False) -> Rank:
-        """The fullest rank: the one of the first pipeline stage."""
-        parts = degrees.micro_batch_num if degrees.pipeline_stage > 1 else 1
-        return cls(
-            layers=ceil(layers / degrees.pipeline_stage),
-            split=degrees.model_parallel,
-            state_split=degrees.data_parallel if shard_state else 1,
-            in_flight=min(parts, degrees.pipeline_stage),
-            parts=parts,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,103 +109,131 @@ def parts(shapes: Shapes) -> dict[str, int]:
     return found
 
 
-def held(shapes: Shapes, rank: Rank, layers: int) -> int:
-    """Parameters of one rank: its share of the matrices, all of its norms and biases."""
-    total = 0.0
-    for name, shape in shapes.items():
-        own = rank.layers / layers if _LAYER.match(name) else 1.0
-        total += own * prod(shape) / (rank.split if len(shape) > 1 else 1)
-    return round(total)
-
-
 def training(
-    run: RunConfig, shapes: Shapes, rank: Rank | None = None, trained: Shapes | None = None
+    run: RunConfig, part: Partition, stage: int = 0, trained: Collection[str] | None = None
 ) -> Training:
     """The memory of a process that trains a run.
 
     Args:
         run: all settings.
-        shapes: of the weights, by our names.
-        rank: what it holds; None: everything.
-        trained: those of the weights that are trained; None: all.
+        part: the model, and how it is cut over processes.
+        stage: the pipeline stage of the process.
+        trained: those of the parameters that are trained; None: all.
     """
     config = run.model.config
-    rank = rank or Rank(config.num_layers)
-    trained = shapes if trained is None else trained
-    weights = held(shapes, rank, config.num_layers) * BYTES[config.param_init_type]
-    count = held(trained, rank, config.num_layers)
+    chosen = [name for name in part.names(stage) if trained is None or name in trained]
+    count = sum(prod(part.local_shape(name)) for name in chosen)
     gradients = count * BYTES[config.param_init_type]
-    moments = 2 if run.optimizer.type == "adamw" else int(run.optimizer.momentum > 0)
-    accumulated = run.runner_config.gradient_accumulation_steps > 1
-    buffers = 4 * count * accumulated
-    shape = _Step(run, shapes, rank, trained)
-    applied = gradients + (buffers if accumulated else shape.largest)
-    state = 4 * count * moments / rank.state_split
-    masks = 2 * 4 * config.seq_length**2
-    block = _BLOCK[shape.dropout, shape.recomputed]
-    program = LIBRARIES + STEP + rank.layers * (block + masks)
-    fullest = max(shape.kept + shape.logits, applied)
+    adds_up = run.runner_config.gradient_accumulation_steps > 1 or part.degrees.pipeline_stage > 1
+    buffers = 4 * count * adds_up
+    step = _Step(run, part, stage)
+    applied = gradients + (buffers if adds_up else _largest(part, chosen))
+    if part.degrees.data_parallel > 1:
+        applied += 2 * 4 * count / part.degrees.gradient_aggregation_group
+    weights = part.numbers(stage) * BYTES[config.param_init_type]
+    state = _state(run, part, chosen)
+    program = _program(run, part, stage)
+    activations = step.waiting + step.kept + step.logits
     return Training(
         program=program,
         weights=weights,
         optimizer=state,
         buffers=buffers,
         gradients=gradients,
-        activations=shape.kept + shape.logits,
-        peak=program + weights + state + buffers + fullest,
+        activations=activations,
+        peak=program + weights + state + buffers + max(activations, applied),
     )
+
+
+def fullest(run: RunConfig, part: Partition, trained: Collection[str] | None = None) -> int:
+    """The pipeline stage whose training takes most."""
+    stages = range(part.degrees.pipeline_stage)
+    return max(stages, key=lambda stage: training(run, part, stage, trained).peak)
+
+
+def _program(run: RunConfig, part: Partition, stage: int) -> float:
+    """Libraries, and what is left behind by compiling the step."""
+    block = _BLOCK[_has_dropout(run.model.config), run.recompute_config.recompute]
+    masks = 2 * 4 * run.model.config.seq_length**2
+    return LIBRARIES + STEP + len(part.layers(stage)) * (block + masks)
+
+
+def _state(run: RunConfig, part: Partition, chosen: Collection[str]) -> float:
+    """Moments of the optimizer; where they are shared, a part, and its weights once more."""
+    moments = 4 * (2 if run.optimizer.type == "adamw" else int(run.optimizer.momentum > 0))
+    own = moments + BYTES[run.model.config.param_init_type]
+    shared = [name for name in chosen if part.state_dim(name) is not None]
+    count, cut = (sum(prod(part.local_shape(name)) for name in some) for some in (chosen, shared))
+    return moments * (count - cut) + own * cut / part.degrees.data_parallel
+
+
+def _largest(part: Partition, chosen: Collection[str]) -> float:
+    """The largest gradient once more: squared by clipping, or the second one of a tied table."""
+    sizes = {name: 4 * prod(part.local_shape(name)) for name in chosen}
+    both = 2 * sizes.get(TABLE, 0) if part.is_tied else 0
+    return max([both, *sizes.values()], default=0)
 
 
 class _Step:
     """Bytes of what a training step keeps; the letters are those of the module docstring."""
 
-    def __init__(self, run: RunConfig, shapes: Shapes, rank: Rank, trained: Shapes) -> None:
-        config = run.model.config
-        rows = ceil(run.runner_config.batch_size / rank.parts)
+    def __init__(self, run: RunConfig, part: Partition, stage: int) -> None:
+        config, self.ranks = run.model.config, part.degrees.model_parallel
+        rows = run.runner_config.batch_size
         tokens, width = rows * config.seq_length, _width(run)
         self.dropout = _has_dropout(config)
         self.recomputed = run.recompute_config.recompute
         self.hidden = width * tokens * config.hidden_size
-        self.inner = width * tokens * sum(_inner(shapes)) / rank.split
-        self.scores = width * rows * config.num_heads * config.seq_length**2 / rank.split
-        outputs = config.num_labels if config.is_classifier else config.vocab_size
-        self.logits = 3.3 * 4 * tokens * outputs / rank.split
-        self.kept = self._kept(rank.layers, rank.in_flight)
-        # With a head of its own, the table's gradient is one of many and the largest is squared.
-        tables = prod(trained["embedding.weight"]) if "embedding.weight" in trained else 0
-        tied = "head.weight" not in shapes and not config.is_classifier
-        self.largest = (2 if tied else 1) * 4 * tables / rank.split
+        self.inner = width * tokens * sum(_inner(part.shapes)) / self.ranks
+        self.scores = width * rows * config.num_heads * config.seq_length**2 / self.ranks
+        outputs = _outputs(part) if part.has_head(stage) else 0
+        self.logits = 3.3 * 4 * tokens * outputs
+        self.kept = self._kept(len(part.layers(stage)))
+        # The first stage gets ids, the others float32 activations.
+        inputs = tokens * (config.hidden_size if stage else 1)
+        degrees = part.degrees
+        self.waiting = 0
+        if degrees.pipeline_stage > 1:
+            on_their_way = min(degrees.micro_batch_num, degrees.pipeline_stage - stage)
+            self.waiting = 4 * inputs * on_their_way
 
-    def _kept(self, layers: int, in_flight: int) -> float:
+    def _kept(self, layers: int) -> float:
         scores = (2 if self.dropout else 1) * self.scores
         working = self.scores + 2 * self.inner
-        block = (18 if self.dropout else 15) * self.hidden + 2 * self.inner + scores
+        split, masks = self.hidden / self.ranks, 3 * self.hidden if self.dropout else 0
+        block = 4 * self.hidden + 11 * split + masks + 2 * self.inner + scores
         if not self.recomputed:
-            return in_flight * layers * block + working
-        left = (12 if self.dropout else 8) * self.hidden + scores
-        return in_flight * layers * left + (block - left) + working
+            return layers * block + working
+        left = (5 if self.dropout else 1) * self.hidden + 7 * split + scores
+        return layers * left + (block - left) + working
 
 
-def generation(
-    run: RunConfig, shapes: Shapes, rank: Rank | None = None, *, rows: int = 1
-) -> Generation:
+def _outputs(part: Partition) -> int:
+    """V of this rank, or the number of classes."""
+    if part.config.is_classifier:
+        return part.config.num_labels
+    cut = part.cut(TABLE if part.is_tied else HEAD)
+    return part.config.vocab_size // cut.parts
+
+
+def generation(run: RunConfig, part: Partition, stage: int = 0, *, rows: int = 1) -> Generation:
     """The memory of a process that generates, with full caches and a prompt that fills them.
 
     Args:
         run: all settings.
-        shapes: of the weights, by our names.
-        rank: what it holds; None: everything.
+        part: the model, and how it is cut over processes.
+        stage: the pipeline stage of the process.
         rows: prompts computed at once.
     """
-    config = run.model.config
-    rank = replace(rank, in_flight=1, parts=1) if rank else Rank(config.num_layers)
-    weights = held(shapes, rank, config.num_layers) * BYTES[config.param_init_type]
+    config, ranks = run.model.config, part.degrees.model_parallel
+    layers = len(part.layers(stage))
+    weights = part.numbers(stage) * BYTES[config.param_init_type]
     tokens = rows * config.num_beams * capacity(config)
-    cache = 2 * 4 * rank.layers * tokens * _keys(shapes, config) / rank.split
-    scores = 4 * rows * config.num_beams * config.num_heads * capacity(config) ** 2 / rank.split
-    inner = 4 * tokens * sum(_inner(shapes)) / rank.split
+    cache = 2 * 4 * layers * tokens * _keys(part)
+    scores = 4 * rows * config.num_beams * config.num_heads * capacity(config) ** 2 / ranks
+    inner = 4 * tokens * sum(_inner(part.shapes)) / ranks
     working = 6 * 4 * tokens * config.hidden_size + 2 * max(inner, scores)
-    program = LIBRARIES + DECODER + rank.layers * DECODER_BLOCK
+    program = LIBRARIES + DECODER + layers * DECODER_BLOCK
     # Files are mapped while they are read, before anything is compiled.
     later = max(weights, program - LIBRARIES + cache + working)
     return Generation(program, weights, cache, working, LIBRARIES + weights + later)
@@ -242,10 +247,8 @@ def capacity(config: ModelConfig) -> int:
 
 
 def _width(run: RunConfig) -> int:
-    """Bytes of an activation: a CPU computes in float32 whatever is asked for."""
-    if machine.is_meant_for_ascend(run.context.device_target):
-        return BYTES[run.model.config.compute_dtype]
-    return 4
+    """Bytes of an activation."""
+    return machine.width(run.context.device_target, run.model.config.compute_dtype)
 
 
 def _has_dropout(config: ModelConfig) -> bool:
@@ -259,7 +262,9 @@ def _inner(shapes: Shapes) -> list[int]:
     return [shapes[name][1] for name in names if name in shapes]
 
 
-def _keys(shapes: Shapes, config: ModelConfig) -> int:
-    """Numbers in the keys of a token: fewer than H where heads share them."""
-    shape = shapes.get(f"{_FIRST}attention.k.weight")
-    return shape[1] if shape else config.hidden_size
+def _keys(part: Partition) -> int:
+    """Numbers in the keys of a token on this rank: fewer than H where heads share them."""
+    name = f"{_FIRST}attention.k.weight"
+    if name in part.shapes:
+        return part.local_shape(name)[1]
+    return part.config.hidden_size // part.degrees.model_parallel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn
 
 from lm_core.nn.activation import activation
-from lm_core.nn.linear import ColumnParallelLinear, RowParallelLinear
+from lm_core.nn.linear import ColumnParallelLinear, RowParallelLinear, shared_input
 from lm_core.parallel.context import ParallelContext
 
 
@@ -34,6 +34,7 @@ class Mlp(nn.Cell):
         **options: object,
     ) -> None:
         super().__init__()
+        self.enter = shared_input(context)
         self.up = ColumnParallelLinear(
             hidden, inner, context, "feed-forward columns", std=std, **options
         )
@@ -44,4 +45,4 @@ class Mlp(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """x: [T, H]. Returns [T, H]."""
-        return self.down(self.act(self.up(x)))
+        return self.down(self.act(self.up(self.enter(x))))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 from mindspore.nn.cell import _cell_graph_executor
 
 from lm_core.nn import init
 from lm_core.nn.embedding import Embedding, TiedEmbedding
 from lm_core.nn.linear import Linear
-from lm_core.nn.loss import CrossEntropy
+from lm_core.nn.loss import CrossEntropy, VocabParallelCrossEntropy
 from lm_core.parallel import backend
+from lm_core.parallel.collectives import GatherFromTensorParallel
 from lm_core.parallel.context import ParallelContext
+from lm_core.parallel.partition import HEAD, TABLE, Cut, cut
 
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
@@ -42,15 +45,38 @@ class Network(nn.Cell):
         super().__init__(auto_prefix=auto_prefix)
         self.config = config
         self.context = context
-        self.cross_entropy = CrossEntropy()
+        self.gather_logits = None
+        if splits_logits(config, context):
+            self.gather_logits = GatherFromTensorParallel(context)
+            columns = config.vocab_size // context.model_parallel
+            self.cross_entropy = VocabParallelCrossEntropy(columns, context)
+        else:
+            self.cross_entropy = CrossEntropy()
+
+    def enter(self, input_ids: Tensor) -> Tensor:
+        """input_ids: int32 [B, S]. Returns the input of the first block, [B * S, H]."""
+        raise NotImplementedError
+
+    def through(self, x: Tensor, batch: int) -> Tensor:
+        """x: [B * S, H]. Returns what the blocks of this stage make of it."""
+        raise NotImplementedError
+
+    def leave(self, x: Tensor) -> Tensor:
+        """x: [T, H], output of the last block. Returns it normalised."""
+        raise NotImplementedError
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """input_ids: int32 [B, S]. Returns the normalised output of the last block, [B * S, H]."""
-        raise NotImplementedError
+        return self.leave(self.through(self.enter(input_ids), input_ids.shape[0]))
 
     def logits(self, x: Tensor) -> Tensor:
-        """x: [T, H], normalised. Returns [T, V], or [T, C] of C classes."""
+        """x: [T, H], normalised. Returns [T, V], this rank's part of V, or [T, C] of C classes."""
         raise NotImplementedError
+
+    def whole_logits(self, x: Tensor) -> Tensor:
+        """x: [T, H], normalised. Returns float32 [T, V] on every rank."""
+        found = self.logits(x).astype(ms.float32)
+        return found if self.gather_logits is None else self.gather_logits(found)
 
     def loss_terms(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the cross entropy and number of trained positions, inside a compiled graph.
@@ -63,7 +89,11 @@ class Network(nn.Cell):
         Returns:
             float32 scalars.
         """
-        return self.cross_entropy(self.logits(self.hidden(input_ids)), labels.reshape((-1,)))
+        return self.loss_at_end(self.hidden(input_ids), labels)
+
+    def loss_at_end(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `loss_terms`, from the normalised output of the last block, [B * S, H]."""
+        return self.cross_entropy(self.logits(x), labels.reshape((-1,)))
 
     def named_parameters(self) -> dict[str, Parameter]:
         """The weights by name, without the dropout state."""
@@ -72,17 +102,45 @@ class Network(nn.Cell):
     def initialize(self, seed: int, only: Collection[str] | None = None) -> None:
         """Random initial values from (seed, name, shape); norms and biases keep ones and zeros.
 
+        A rank that holds a part of a weight takes its part of the values of the whole.
+
         Args:
             seed: of all of them.
             only: names of weights; None: all.
         """
+        for cell in self.weighted():
+            weight = cell.weight
+            if only is None or weight.name in only:
+                values = init.normal_part(
+                    seed, weight.name, weight.shape, cell.std, cell.cut, cell.tp_rank
+                )
+                weight.set_data(Tensor(values, weight.dtype))
+
+    def weighted(self) -> Iterator[Linear | Embedding | TiedEmbedding]:
+        """The layers with a matrix."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, Linear | Embedding | TiedEmbedding):
-                weight = cell.weight
-                if only is None or weight.name in only:
-                    weight.set_data(
-                        Tensor(init.normal(seed, weight.name, weight.shape, cell.std), weight.dtype)
-                    )
+                yield cell
+
+    def cuts(self) -> dict[str, Cut]:
+        """How tensor parallelism splits each parameter, by name, of those that it splits."""
+        found: dict[str, Cut] = {}
+        for cell in self.weighted():
+            found |= cell.cuts()
+        return {name: own for name, own in found.items() if own.dim is not None}
+
+    def partial(self) -> set[str]:
+        """Parameters that all tensor-parallel ranks hold and of whose gradient each has a part."""
+        found: set[str] = set()
+        for cell in self.weighted():
+            found |= cell.partial()
+        return found
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding table."""
+        tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        return tied and not self.config.is_classifier
 
     def forget_graphs(self) -> None:
         """After a change of the layers: what is compiled is the network as it was."""
@@ -94,8 +152,14 @@ class Network(nn.Cell):
         """Keeps the inputs of layers only and computes the rest again in the backward pass."""
         raise NotImplementedError
 
-    def set_dropout(self, seed: int, step: int) -> None:
-        """Chooses the dropout masks of the next training step."""
+    def set_dropout(self, seed: int, step: int, first_token: int = 0) -> None:
+        """Chooses the dropout masks of the next part of a training step.
+
+        Args:
+            seed: of the run.
+            step: number of the step.
+            first_token: where this part begins in the batch of the step, over all ranks.
+        """
         raise NotImplementedError
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
@@ -103,3 +167,12 @@ class Network(nn.Cell):
         from lm_core.auto import save_pretrained
 
         save_pretrained(self, directory, **options)
+
+
+def splits_logits(config: ModelConfig, context: ParallelContext) -> bool:
+    """Whether each rank computes the logits of its own part of the vocabulary."""
+    if context.model_parallel == 1 or config.is_classifier:
+        return False
+    name = TABLE if getattr(config, "tie_word_embeddings", False) else HEAD
+    shape = (config.hidden_size, config.vocab_size)
+    return cut(config, context.degrees, name, shape).dim is not None

@@ -6,11 +6,15 @@ so a CPU computes in float32 whatever the run file asks for (and says so once).
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import mindspore as ms
+from mindspore import communication
 
+from lm_core.errors import ConfigError
 from lm_core.log import notice_once
+from lm_core.parallel.context import ParallelContext, job_size
 
 CALL_DEPTH = 10_000
 """Calls within calls that a graph may hold. A training step makes about 40 for each layer, and with
@@ -31,10 +35,14 @@ def on_cpu() -> bool:
 
 
 @cache
-def setup(device_id: int = 0) -> None:
-    """Selects the device and graph mode (PyNative is 3-4x slower), once a process."""
+def setup(device_id: int | None = None) -> None:
+    """Selects graph mode (PyNative is 3-4x slower) and the device, once a process.
+
+    Args:
+        device_id: of several; None: the one that is selected already, or the first.
+    """
     # A CPU is what is used where nothing is set, and cannot be set once anything has been computed.
-    if not on_cpu():
+    if not on_cpu() and device_id is not None:
         ms.set_device(device_target(), device_id)
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_recursion_limit(CALL_DEPTH)
@@ -49,3 +57,38 @@ def compute_dtype(name: str) -> ms.Type:
         )
         return ms.float32
     return DTYPES[name]
+
+
+@cache
+def join() -> tuple[int, int]:
+    """Joins the other processes of the job. Returns `(rank, number of processes)`.
+
+    Raises:
+        ConfigError: there are none, or they cannot be reached.
+    """
+    if job_size() == 1:
+        raise ConfigError(
+            "use_parallel: True needs several processes and this one is alone; start them with "
+            "launch.sh (NPROC=4 bash packages/gpt2/launch.sh ...) or msrun, or set use_parallel: "
+            "False"
+        )
+    setup(_own_device())
+    communication.init("mccl" if on_cpu() else "hccl")
+    return communication.get_rank(), communication.get_group_size()
+
+
+def _own_device() -> int | None:
+    """The device of this process among those of its machine; None: MindSpore chooses by rank."""
+    number = os.environ.get("DEVICE_ID", "")
+    return int(number) if number.isdigit() else None
+
+
+_groups: set[str] = set()
+
+
+def make_groups(context: ParallelContext) -> None:
+    """Makes the groups of ranks that `context` is in, once. All ranks must call it."""
+    for name, ranks in context.groups():
+        if name not in _groups:
+            communication.create_group(name, ranks)
+            _groups.add(name)

@@ -1,14 +1,17 @@
-"""Which part of the model and of the data this process holds."""
+"""Which part of the model and of the data this process holds, and whom it shares it with."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lm_core.config.parallel import ParallelConfig
 from lm_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lm_core.config.parallel import ParallelConfig
+    from lm_core.config.schema import ContextConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +20,18 @@ class ParallelContext:
 
     `rank = (stage * data_parallel + dp_rank) * model_parallel + tp_rank`, the order of MindSpore's
     strategy files. Degree 1 everywhere is the ordinary single-process model: no collective enters
-    its graph.
+    its graph. Networks can be built for any rank in any process; to run, those of several ranks
+    need `backend.join`, which makes the groups that are named here.
     """
 
     data_parallel: int = 1
     model_parallel: int = 1
     pipeline_stage: int = 1
     rank: int = 0
+    vocab_emb_dp: bool = True
+    optimizer_shard: bool = False
+    gradient_aggregation_group: int = 4
+    micro_batch_num: int = 1
 
     @classmethod
     def local(cls) -> ParallelContext:
@@ -39,7 +47,7 @@ class ParallelContext:
         Raises:
             ConfigError: the degrees do not multiply to the number of processes.
         """
-        product = config.data_parallel * config.model_parallel * config.pipeline_stage
+        product = config.world_size
         if product != world_size:
             raise ConfigError(
                 f"parallel_config: data_parallel {config.data_parallel} x model_parallel "
@@ -47,7 +55,29 @@ class ParallelContext:
                 f"{world_size} process(es) run; the product must be {world_size}: change the "
                 f"degrees or the number of processes"
             )
-        return cls(config.data_parallel, config.model_parallel, config.pipeline_stage, rank)
+        return cls(
+            config.data_parallel,
+            config.model_parallel,
+            config.pipeline_stage,
+            rank,
+            vocab_emb_dp=config.vocab_emb_dp,
+            optimizer_shard=bool(config.optimizer_shard),
+            gradient_aggregation_group=config.gradient_aggregation_group,
+            micro_batch_num=config.micro_batch_num if config.pipeline_stage > 1 else 1,
+        )
+
+    @property
+    def degrees(self) -> ParallelConfig:
+        """The same as a section of a run."""
+        return ParallelConfig(
+            data_parallel=self.data_parallel,
+            model_parallel=self.model_parallel,
+            pipeline_stage=self.pipeline_stage,
+            micro_batch_num=self.micro_batch_num,
+            vocab_emb_dp=self.vocab_emb_dp,
+            optimizer_shard=self.optimizer_shard,
+            gradient_aggregation_group=self.gradient_aggregation_group,
+        )
 
     @property
     def world_size(self) -> int:
@@ -69,6 +99,76 @@ class ParallelContext:
         """Pipeline stage, 0 holds the embedding."""
         return self.rank // (self.model_parallel * self.data_parallel)
 
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the tables."""
+        return self.stage == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the last norm and the head."""
+        return self.stage == self.pipeline_stage - 1
+
+    @property
+    def tp_group(self) -> str:
+        """The ranks that share each layer's weights; "" for this one alone."""
+        return self._group("tp", self.stage, self.dp_rank) if self.model_parallel > 1 else ""
+
+    @property
+    def dp_group(self) -> str:
+        """The ranks that hold the same weights and read different data; "" for this one alone."""
+        return self._group("dp", self.stage, self.tp_rank) if self.data_parallel > 1 else ""
+
+    @property
+    def model_group(self) -> str:
+        """The ranks that together hold one copy of the model; "" for this one alone."""
+        several = self.model_parallel * self.pipeline_stage > 1
+        return self._group("model", self.dp_rank) if several else ""
+
+    @property
+    def ends_group(self) -> str:
+        """The two ranks that hold the same part of a tied table; "" for all others."""
+        at_an_end = self.is_first_stage != self.is_last_stage
+        return self._group("ends", self.dp_rank, self.tp_rank) if at_an_end else ""
+
+    @property
+    def world_group(self) -> str:
+        """All ranks; "" for this one alone."""
+        return self._group("world") if self.world_size > 1 else ""
+
+    def pair_group(self, stage: int) -> str:
+        """The rank of `stage` and that of the next one between which activations pass."""
+        return self._group("pair", stage, self.dp_rank, self.tp_rank)
+
+    def _group(self, kind: str, *place: int) -> str:
+        """A name that no group of other ranks has, under other degrees either."""
+        degrees = (self.data_parallel, self.model_parallel, self.pipeline_stage)
+        return "-".join([kind, "x".join(map(str, degrees)), *map(str, place)])
+
+    def rank_at(self, *, stage: int | None = None, dp: int | None = None, tp: int = -1) -> int:
+        """The rank at another place, this one's where nothing is said."""
+        stage, dp = self.stage if stage is None else stage, self.dp_rank if dp is None else dp
+        tp = self.tp_rank if tp < 0 else tp
+        return (stage * self.data_parallel + dp) * self.model_parallel + tp
+
+    def groups(self) -> Iterator[tuple[str, list[int]]]:
+        """Name and ranks of every group that this rank is in, in one order for all ranks."""
+        stages, dps = range(self.pipeline_stage), range(self.data_parallel)
+        tps, last = range(self.model_parallel), self.pipeline_stage - 1
+        if self.world_group:
+            yield self.world_group, list(range(self.world_size))
+        if self.model_group:
+            yield self.model_group, [self.rank_at(stage=s, tp=t) for s in stages for t in tps]
+        if self.tp_group:
+            yield self.tp_group, [self.rank_at(tp=t) for t in tps]
+        if self.dp_group:
+            yield self.dp_group, [self.rank_at(dp=d) for d in dps]
+        if self.ends_group:
+            yield self.ends_group, [self.rank_at(stage=0), self.rank_at(stage=last)]
+        for stage in range(max(0, self.stage - 1), min(self.stage + 1, last)):
+            both = [self.rank_at(stage=stage), self.rank_at(stage=stage + 1)]
+            yield self.pair_group(stage), both
+
     def shard(self, size: int, what: str) -> int:
         """The part of `size` that one tensor-parallel rank holds.
 
@@ -84,31 +184,49 @@ class ParallelContext:
         return size // self.model_parallel
 
 
+def job_size() -> int:
+    """The processes of the job that this one was started in, by msrun or otherwise; 1 if alone."""
+    number = os.environ.get("MS_WORKER_NUM") or os.environ.get("RANK_SIZE") or "1"
+    return int(number) if number.isdigit() else 1
+
+
 def init_context(
     use_parallel: bool = False,
-    context_config: object = None,
+    context_config: ContextConfig | dict[str, object] | None = None,
     parallel_config: ParallelConfig | None = None,
 ) -> tuple[int, int]:
     """Prepares MindSpore for this process and returns `(rank, number of processes)`.
 
     Args:
-        use_parallel: join the other processes of an `msrun` job.
+        use_parallel: join the other processes of the job.
         context_config: an object or mapping with `device_id`; other keys have no effect.
-        parallel_config: the degrees, checked against the number of processes.
+        parallel_config: the degrees, checked against the number of processes; None: any.
+
+    Raises:
+        ConfigError: this process is none of several, or the degrees are of another number.
     """
     from lm_core.parallel import backend
 
-    if use_parallel:
-        raise ConfigError(
-            "use_parallel: True needs several processes; this version runs one process; "
-            "set use_parallel: False"
-        )
     get = (
         context_config.get
         if isinstance(context_config, dict)
         else lambda key, default: getattr(context_config, key, default)
     )
-    backend.setup(int(get("device_id", 0) or 0))
+    if not use_parallel:
+        _check_alone()
+        backend.setup(int(get("device_id", 0) or 0))
+        if parallel_config is not None:
+            ParallelContext.from_config(parallel_config)
+        return 0, 1
+    rank, size = backend.join()
     if parallel_config is not None:
-        ParallelContext.from_config(parallel_config)
-    return 0, 1
+        backend.make_groups(ParallelContext.from_config(parallel_config, size, rank))
+    return rank, size
+
+
+def _check_alone() -> None:
+    if job_size() > 1:
+        raise ConfigError(
+            f"use_parallel: is false but this is one of {job_size()} processes, which would all "
+            f"write the same files; set use_parallel: True or start one process"
+        )

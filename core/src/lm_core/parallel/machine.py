@@ -7,6 +7,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a number."""
 _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
@@ -72,6 +74,11 @@ def has_ascend() -> bool:
 def is_meant_for_ascend(target: str) -> bool:
     """Whether a run with this `context.device_target` computes, or should, on an Ascend card."""
     return target == "Ascend" or (target == "auto" and has_ascend())
+
+
+def width(target: str, dtype: str) -> int:
+    """Bytes of an activation: a CPU computes in float32 whatever is asked for."""
+    return BYTES[dtype] if is_meant_for_ascend(target) else 4
 
 
 def writable(folder: Path) -> bool:

@@ -2,8 +2,8 @@
 
 Tensor parallelism splits layers by their names, which are alike in all packages: columns of
 `attention.{q,k,v}`, `mlp.{gate,up}` and `head`, rows of `attention.out` and `mlp.down`
-(Megatron-LM, section 3). Pipeline parallelism gives each stage whole blocks, the first one the tables, the last
-one the final norm and the head; a table that is tied to the head is at both ends.
+(Megatron-LM, section 3). Pipeline parallelism gives each stage whole blocks, the first one the
+tables, the last one the final norm and the head; a table that is tied to the head is at both ends.
 
 Networks, strategy files, loading and planning all ask here, so they cannot disagree.
 """
@@ -11,8 +11,10 @@ Networks, strategy files, loading and planning all ask here, so they cannot disa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from lm_core.errors import ConfigError
@@ -20,6 +22,7 @@ from lm_core.errors import ConfigError
 if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.config.parallel import ParallelConfig
+    from lm_core.parallel.context import ParallelContext
 
 Shape = tuple[int, ...]
 
@@ -90,7 +93,31 @@ class Partition:
 
     def names(self, stage: int) -> list[str]:
         """The parameters of a stage, in the order of the model."""
-        return [name for name in self.shapes if stage in self.stages(name)]
+        return self._names[stage]
+
+    @cached_property
+    def _names(self) -> list[list[str]]:
+        found: list[list[str]] = [[] for _ in range(self.degrees.pipeline_stage)]
+        for name in self.shapes:
+            for stage in self.stages(name):
+                found[stage].append(name)
+        return found
+
+    def layers(self, stage: int) -> range:
+        """The blocks of a stage."""
+        return layers_of(stage, self.config.num_layers, self.degrees.pipeline_stage)
+
+    def has_head(self, stage: int) -> bool:
+        """Whether a stage ends the model: the last norm, the logits and the loss."""
+        return stage == self.degrees.pipeline_stage - 1
+
+    def numbers(self, stage: int, among: Container[str] | None = None) -> int:
+        """How many numbers every rank of a stage holds, of some parameters or of all."""
+        return sum(
+            prod(self.local_shape(name))
+            for name in self.names(stage)
+            if among is None or name in among
+        )
 
     def local_shape(self, name: str) -> Shape:
         """The shape on every rank that holds a parameter."""
@@ -114,14 +141,7 @@ class Partition:
 
         None where each keeps all of it: it is not shared, small, or no free dimension divides.
         """
-        ranks = self.degrees.data_parallel
-        if not self.degrees.optimizer_shard or ranks == 1:
-            return None
-        local, own = self.local_shape(name), self.cut(name)
-        if len(local) < 2:
-            return None
-        free = (dim for dim, size in enumerate(local) if dim != own.dim and size % ranks == 0)
-        return next(free, None)
+        return state_dim(self.local_shape(name), self.cut(name).dim, self.degrees)
 
 
 def cut(config: ModelConfig, degrees: ParallelConfig, name: str, shape: Shape) -> Cut:
@@ -143,13 +163,30 @@ def cut(config: ModelConfig, degrees: ParallelConfig, name: str, shape: Shape) -
     return WHOLE
 
 
+def state_dim(
+    local: Shape, cut_dim: int | None, degrees: ParallelConfig | ParallelContext
+) -> int | None:
+    """The dimension along which data-parallel ranks share the optimizer state of a matrix.
+
+    Args:
+        local: the shape that every rank holds.
+        cut_dim: the dimension that tensor parallelism splits.
+        degrees: of parallelism.
+    """
+    ranks = degrees.data_parallel
+    if not degrees.optimizer_shard or ranks == 1 or len(local) != 2:
+        return None
+    free = (dim for dim, size in enumerate(local) if dim != cut_dim and size % ranks == 0)
+    return next(free, None)
+
+
 def is_tied(config: ModelConfig, shapes: Mapping[str, Shape]) -> bool:
     """Whether the head is the embedding table."""
     return HEAD not in shapes and not config.is_classifier
 
 
 def stage_of(layer: int, layers: int, stages: int) -> int:
-    """The pipeline stage of a block: as even as can be, the earlier stages get one more."""
+    """The pipeline stage of a block: stages differ by one block at most, the first has no fewer."""
     return layer * stages // layers
 
 
@@ -196,7 +233,7 @@ def _tensor_problems(
                 f"parallel_config.model_parallel: {ranks} does not divide {size} {what}; "
                 f"use {_either(usable)}"
             )
-    if not _shares_keys(ranks, config.kv_heads):
+    if config.kv_heads < config.num_heads and not _shares_keys(ranks, config.kv_heads):
         yield (
             f"parallel_config.model_parallel: {ranks} neither divides the {config.kv_heads} heads "
             f"of keys and values nor is a multiple of them; use {_either(usable)}"

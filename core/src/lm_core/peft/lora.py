@@ -1,4 +1,9 @@
-"""LoRA (Hu et al. 2021): a frozen linear layer and beside it a product of two thin matrices."""
+"""LoRA (Hu et al. 2021): a frozen linear layer and beside it a product of two thin matrices.
+
+Where tensor parallelism splits the layer, it splits the factor on the same side: lora_b of layers
+that are split by columns, lora_a of those split by rows. Every rank has all of the other factor,
+and its gradient is the sum of what the ranks find.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +21,10 @@ from lm_core.config.model import LoraConfig
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import get_logger
 from lm_core.nn import init
-from lm_core.nn.dropout import Dropout
+from lm_core.nn.dropout import Dropout, dropout_key
 from lm_core.nn.linear import Linear
 from lm_core.parallel import backend
+from lm_core.parallel.partition import WHOLE, Cut
 from lm_core.peft import files, layout, targets
 
 if TYPE_CHECKING:
@@ -36,11 +42,14 @@ class LowRank(nn.Cell):
     Args:
         config: alpha, dropout, type of the products.
         site: number of the Dropout.
+        own_columns: of x, as of Dropout.
     """
 
-    def __init__(self, config: LoraConfig, site: int) -> None:
+    def __init__(
+        self, config: LoraConfig, site: int, own_columns: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
-        self.dropout = Dropout(config.lora_dropout, site)
+        self.dropout = Dropout(config.lora_dropout, site, own_columns=own_columns)
         self.scale = config.scale
         self.compute_type = backend.compute_dtype(config.compute_dtype)
         self.product = ops.MatMul()
@@ -56,7 +65,7 @@ class LowRank(nn.Cell):
         return self.product(inputs, a.astype(self.compute_type)) * self.scale
 
     def construct(self, x: Tensor, a: Tensor, b: Tensor, key: Tensor) -> Tensor:
-        """x: [T, in]; a: [in, r]; b: [r, out]; key: int32 scalar. Returns [T, out] as x is."""
+        """x: [T, in]; a: [in, r]; b: [r, out]; key: of `dropout_key`. Returns [T, out] as x is."""
         y = self.product(self.thin(self.inputs(x, key), a), b.astype(self.compute_type))
         return y.astype(x.dtype)
 
@@ -93,22 +102,37 @@ class Lora(nn.Cell):
         super().__init__(auto_prefix=False)
         inputs, outputs = linear.weight.shape
         kind = backend.DTYPES[config.param_init_type]
+        by_rows = linear.cut.dim == 0
+        whole = inputs * linear.cut.parts if by_rows else inputs
         # The variance of a uniform draw within 1 / sqrt(in), which PEFT and mindpet start from.
         values = np.zeros((inputs, config.lora_rank), np.float32)
         if not init.skip_initial_values():
-            std = 1.0 / math.sqrt(3.0 * inputs)
-            values = init.normal(seed, f"{name}.lora_a", values.shape, std)
+            std, cut = 1.0 / math.sqrt(3.0 * whole), linear.cut if by_rows else WHOLE
+            a_name = f"{name}.lora_a"
+            values = init.normal_part(seed, a_name, values.shape, std, cut, linear.tp_rank)
         self.lora_a = Parameter(Tensor(values, kind), name=f"{name}.lora_a")
         self.lora_b = Parameter(
             Tensor(np.zeros((config.lora_rank, outputs), np.float32), kind), name=f"{name}.lora_b"
         )
         self.dropout_state = model.dropout_state
-        self.branch = LowRank(config, site)
+        own = (linear.tp_rank * inputs, whole) if by_rows else None
+        self.branch = LowRank(config, site, own)
+
+    def cuts(self, of_layer: Cut) -> dict[str, Cut]:
+        """How tensor parallelism splits the factors beside a layer that it splits like this."""
+        if of_layer.dim is None:
+            return {}
+        return {(self.lora_a, self.lora_b)[of_layer.dim].name: of_layer}
+
+    def partial(self, of_layer: Cut) -> set[str]:
+        """The factor that is whole beside a layer that is split; training sums its gradient."""
+        if of_layer.dim is None:
+            return set()
+        return {(self.lora_b, self.lora_a)[of_layer.dim].name}
 
     def construct(self, x: Tensor) -> Tensor:
-        """x: [T, in]. Returns [T, out]."""
-        seed, step = self.dropout_state[0], self.dropout_state[1]
-        return self.branch(x, self.lora_a, self.lora_b, seed * 668265263 + step * 374761393)
+        """x: [T, in]. Returns [T, out], or a part of it or of its sum, as the layer does."""
+        return self.branch(x, self.lora_a, self.lora_b, dropout_key(self.dropout_state))
 
 
 def get_pet_model(model: Network, config: LoraConfig | str | Path, *, seed: int = 0) -> Network:
@@ -150,6 +174,8 @@ def attach(model: Network, config: LoraConfig, seed: int = 0) -> None:
     chosen = targets.targets(spec, model.config, config)
     linears = dict(_linears(model))
     for number, layer in enumerate(chosen):
+        if layer not in linears:
+            continue  # another pipeline stage has it
         linear = linears[layer]
         adapter = Lora(linear, layer, config, model, _FIRST_SITE + number, seed)
         adapter.set_train(model.training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lm_core.config.training import EvalCallback, SummaryMonitor
 from lm_core.data.pipeline import BatchIterator, RecordDataset
 from lm_core.errors import ConfigError, DataError, TokenizerError
 from lm_core.log import get_logger
+from lm_core.parallel.partition import WHOLE, state_dim
 from lm_core.peft import files as adapters
 from lm_core.train import nonfinite
 from lm_core.train import optimizer as optimizers
@@ -28,6 +30,8 @@ from lm_core.train.callbacks import (
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
 from lm_core.train.objective import objective
+from lm_core.train.pipeline import PipelineStep
+from lm_core.train.sharded import Sharded
 from lm_core.train.state import TrainState, read_counters
 from lm_core.train.step import TrainStep, trained_parameters
 
@@ -36,7 +40,9 @@ if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
     from lm_core.config.schema import RunConfig
     from lm_core.nn.network import Network
+    from lm_core.parallel.context import ParallelContext
     from lm_core.train.evaluation import Evaluator
+    from lm_core.train.optimizer import Optimizer
     from lm_core.train.schedule import Schedule
 
 log = get_logger(__name__)
@@ -171,14 +177,14 @@ def build(
     task = objective(model.config)
     if run.recompute_config.recompute:
         model.recompute_layers()
-    data = _batches(run, train)
+    data = _batches(run, train, model.context)
     total = _total_steps(run, data.steps_per_epoch)
     schedule = schedules.from_config(
         run.lr_schedule, run.learning_rate, total, data.steps_per_epoch
     )
     state = TrainState(
         model=model,
-        step=_step(run, model),
+        step=training_step(run, model),
         loss_scale=LossScale.from_config(run.loss_scale),
         data=data,
         run_text=dump_run(run),
@@ -219,11 +225,11 @@ def evaluator(run: RunConfig, model: Network, records: RecordDataset) -> Evaluat
     return objective(model.config).evaluator(model, records, run.runner_config.batch_size)
 
 
-def _batches(run: RunConfig, records: RecordDataset) -> BatchIterator:
+def _batches(run: RunConfig, records: RecordDataset, context: ParallelContext) -> BatchIterator:
     """Batches of whole steps: all micro-batches of all ranks."""
     section, runner = run.train_dataset, run.runner_config
-    ranks = run.model.config.parallel_config.data_parallel
-    parts = runner.gradient_accumulation_steps * ranks
+    ranks = context.data_parallel
+    parts = runner.gradient_accumulation_steps * context.micro_batch_num * ranks
     whole_batches = section.drop_remainder is not False
     if parts > 1 and whole_batches and runner.batch_size * parts > len(records):
         raise DataError(
@@ -238,6 +244,7 @@ def _batches(run: RunConfig, records: RecordDataset) -> BatchIterator:
         seed=run.seed if section.seed is None else section.seed,
         shuffle=section.data_loader.shuffle,
         drop_remainder=whole_batches,
+        dp_rank=context.dp_rank,
         dp_size=ranks,
         vocab_size=run.model.config.vocab_size,
         check=objective(run.model.config).batch_check(records),
@@ -265,16 +272,31 @@ def _total_steps(run: RunConfig, steps_per_epoch: int) -> int:
     return whole if runner.max_steps is None else min(whole, runner.max_steps)
 
 
-def _step(run: RunConfig, model: Network) -> TrainStep:
-    wrapper = run.runner_wrapper
-    return TrainStep(
+def training_step(run: RunConfig, model: Network) -> TrainStep:
+    """The compiled step of a run, for this rank's part of a model."""
+    wrapper, context = run.runner_wrapper, model.context
+    kind = PipelineStep if context.pipeline_stage > 1 else TrainStep
+    return kind(
         model,
-        optimizers.from_config(run.optimizer, trained_parameters(model)),
+        _optimizer(run, model),
         max_grad_norm=wrapper.max_grad_norm if wrapper.use_clip_grad else None,
-        accumulation=run.runner_config.gradient_accumulation_steps,
+        accumulation=run.runner_config.gradient_accumulation_steps * context.micro_batch_num,
         seed=run.seed,
         one_target=model.config.is_classifier,
     )
+
+
+def _optimizer(run: RunConfig, model: Network) -> Optimizer:
+    """The update rule; its state is shared by data-parallel ranks where the run says so."""
+    weights, cuts = trained_parameters(model), model.cuts()
+    rule = partial(optimizers.from_config, run.optimizer)
+    dims = [
+        state_dim(weight.shape, cuts.get(weight.name, WHOLE).dim, model.context)
+        for weight in weights
+    ]
+    if all(dim is None for dim in dims):
+        return rule(weights)
+    return Sharded(weights, rule, dims, model.context)
 
 
 def _resume(state: TrainState, checkpoint: Path, schedule: Schedule) -> None:

@@ -3,7 +3,7 @@
 Forward, loss, backward, sum over data-parallel ranks, global norm, clipping, unscaling and the
 update rule compile together; without gradient accumulation no gradient is ever stored between
 calls. With it there are two graphs: one adds the gradients of a micro-batch to buffers, the other
-applies them.
+sums these over the ranks and applies them.
 
 Gradients are those of the *sum* of the token losses, divided by the number of tokens of the whole
 step at its end, so that every token counts alike however a step is cut into micro-batches.
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from lm_core.train.reduction import Reduction, SquaredNorm, counted_shares
 
 if TYPE_CHECKING:
     from lm_core.nn.network import Network
@@ -51,15 +53,11 @@ class Gradients(nn.Cell):
     Args:
         model: has `loss_terms`.
         weights: what to differentiate by.
-        reduce: sums a tensor over the data-parallel ranks; None for one rank.
     """
 
-    def __init__(
-        self, model: Network, weights: ParameterTuple, reduce: nn.Cell | None = None
-    ) -> None:
+    def __init__(self, model: Network, weights: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
-        self.reduce = reduce
         self.differentiate = ms.value_and_grad(self.scaled, None, weights=weights, has_aux=True)
 
     def scaled(
@@ -74,24 +72,7 @@ class Gradients(nn.Cell):
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Returns sum of token losses, number of tokens, gradients."""
         (_, total, count), gradients = self.differentiate(input_ids, labels, scale)
-        if self.reduce is None:
-            return total, count, gradients
-        summed = ()
-        for gradient in gradients:
-            summed += (self.reduce(gradient),)
-        return self.reduce(total), self.reduce(count), summed
-
-
-class SquaredNorm(nn.Cell):
-    """Sum of the squares of all gradients, a float32 scalar."""
-
-    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
-        total = Tensor(0.0, ms.float32)
-        for gradient in gradients:
-            # Row sums first: adding 38 million squares one after the other would cost 4 digits.
-            rows = ops.ReduceSum()(ops.square(gradient.astype(ms.float32)), -1)
-            total = total + ops.ReduceSum()(rows)
-        return total
+        return total, count, gradients
 
 
 class Update(nn.Cell):
@@ -100,19 +81,16 @@ class Update(nn.Cell):
     Args:
         optimizer: the update rule.
         max_grad_norm: gradients are scaled down to this global norm; None: never.
-        squared_norm: replaces SquaredNorm where gradients are spread over ranks.
+        squared_norm: of all gradients of the model, wherever they are.
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        max_grad_norm: float | None,
-        squared_norm: nn.Cell | None = None,
+        self, optimizer: Optimizer, max_grad_norm: float | None, squared_norm: nn.Cell
     ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
-        self.squared_norm = squared_norm or SquaredNorm()
+        self.squared_norm = squared_norm
 
     def construct(
         self,
@@ -135,9 +113,10 @@ class Update(nn.Cell):
 class FusedStep(nn.Cell):
     """A whole step with one micro-batch."""
 
-    def __init__(self, gradients: Gradients, update: Update) -> None:
+    def __init__(self, gradients: Gradients, reduction: Reduction, update: Update) -> None:
         super().__init__(auto_prefix=False)
         self.gradients = gradients
+        self.reduction = reduction
         self.update = update
 
     def construct(
@@ -145,6 +124,7 @@ class FusedStep(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns sum of token losses, number of tokens, gradient norm."""
         total, count, gradients = self.gradients(input_ids, labels, scale)
+        total, count, gradients = self.reduction(total, count, gradients)
         unscale = 1.0 / (scale * ops.maximum(count, 1.0))
         return total, count, self.update(gradients, total, unscale, scalars)
 
@@ -160,29 +140,38 @@ class Accumulate(nn.Cell):
     def construct(self, input_ids: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Returns sum of token losses, number of tokens."""
         total, count, gradients = self.gradients(input_ids, labels, scale)
-        for i in range(len(self.buffers)):
-            gradient = gradients[i].astype(ms.float32)
-            total = ops.depend(total, ops.assign_add(self.buffers[i], gradient))
-        return total, count
+        return added(total, self.buffers, gradients), count
 
 
 class ApplyBuffers(nn.Cell):
     """Applies the accumulated gradients and clears the buffers."""
 
-    def __init__(self, update: Update, buffers: ParameterTuple) -> None:
+    def __init__(self, reduction: Reduction, update: Update, buffers: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
+        self.reduction = reduction
         self.update = update
         self.buffers = buffers
 
-    def construct(self, total: Tensor, unscale: Tensor, *scalars: Tensor) -> Tensor:
-        """Returns the gradient norm."""
+    def construct(
+        self, total: Tensor, count: Tensor, scale: Tensor, *scalars: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns sum of token losses, number of tokens, gradient norm, of all ranks."""
         gradients = ()
         for buffer in self.buffers:
             gradients += (buffer,)
+        total, count, gradients = self.reduction(total, count, gradients)
+        unscale = 1.0 / (scale * ops.maximum(count, 1.0))
         norm = self.update(gradients, total, unscale, scalars)
         for buffer in self.buffers:
             norm = ops.depend(norm, ops.assign(buffer, ops.zeros_like(buffer)))
-        return norm
+        return total, count, norm
+
+
+def added(value: Tensor, buffers: ParameterTuple, gradients: tuple[Tensor, ...]) -> Tensor:
+    """`value`, when the gradients have been added to the buffers; inside a graph."""
+    for i in range(len(buffers)):
+        value = ops.depend(value, ops.assign_add(buffers[i], gradients[i].astype(ms.float32)))
+    return value
 
 
 class TrainStep:
@@ -192,10 +181,8 @@ class TrainStep:
         model: has `loss_terms`, `set_dropout`, `named_parameters`.
         optimizer: over the weights that are trained.
         max_grad_norm: clip to this global norm; None: never.
-        accumulation: micro-batches per step.
+        accumulation: micro-batches of this rank per step.
         seed: of the dropout masks.
-        reduce: sums a tensor over the data-parallel ranks; None for one rank.
-        squared_norm: see Update.
         one_target: a row has one trained position (its class) and not up to S.
 
     Attributes:
@@ -211,21 +198,26 @@ class TrainStep:
         max_grad_norm: float | None = 1.0,
         accumulation: int = 1,
         seed: int = 0,
-        reduce: nn.Cell | None = None,
-        squared_norm: nn.Cell | None = None,
         one_target: bool = False,
     ) -> None:
         self.model, self.optimizer, self.one_target = model, optimizer, one_target
         self.accumulation, self.seed = accumulation, seed
         self.steps = self.updates = 0
-        gradients = Gradients(model, optimizer.parameters, reduce)
-        update = Update(optimizer, max_grad_norm, squared_norm)
-        if accumulation == 1:
-            self._fused = FusedStep(gradients, update)
+        self._build(max_grad_norm)
+
+    def _build(self, max_grad_norm: float | None) -> None:
+        """Makes the graphs."""
+        weights, context = self.optimizer.parameters, self.model.context
+        gradients = Gradients(self.model, weights)
+        reduction = Reduction(self.model, weights)
+        squared_norm = SquaredNorm(context, counted_shares(self.model, weights))
+        update = Update(self.optimizer, max_grad_norm, squared_norm)
+        if self.accumulation == 1:
+            self._fused = FusedStep(gradients, reduction, update)
         else:
-            buffers = _buffers(optimizer.parameters)
+            buffers = gradient_buffers(weights)
             self._accumulate = Accumulate(gradients, buffers)
-            self._apply = ApplyBuffers(update, buffers)
+            self._apply = ApplyBuffers(reduction, update, buffers)
 
     def __call__(
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, loss_scale: float = 1.0
@@ -238,39 +230,43 @@ class TrainStep:
         # Divided by the positions of the step, whatever part of them is trained: with float16 the
         # scaled gradients then have the size of a mean's. Exact, for a power of two.
         ids = micro_batches[0][0]
-        scale = loss_scale / (len(micro_batches) * (len(ids) if self.one_target else ids.size))
-        total, count, norm = (self._whole if self.accumulation == 1 else self._in_parts)(
-            micro_batches, scale, scalars
-        )
+        positions = len(ids) if self.one_target else ids.size
+        ranks = self.model.context.data_parallel
+        scale = loss_scale / (ranks * len(micro_batches) * positions)
+        total, count, norm = self._run(micro_batches, scale, scalars)
         skipped = not math.isfinite(norm + total)
         self.steps += 1
         self.updates += not skipped
         return StepResult(total / max(count, 1.0), norm, int(count), skipped)
 
-    def _whole(
+    def _run(
         self, micro_batches: Sequence[MicroBatch], scale: float, scalars: tuple[Tensor, ...]
-    ) -> tuple[float, float, float]:
-        input_ids, labels = self._inputs(micro_batches[0], 0)
-        found = self._fused(input_ids, labels, _scalar(scale), *scalars)
-        return tuple(float(value.asnumpy()) for value in found)  # type: ignore[return-value]
+    ) -> tuple[float, ...]:
+        """Sum of token losses, number of tokens, gradient norm."""
+        factor = scalar(scale)
+        if self.accumulation == 1:
+            return numbers(self._fused(*self._inputs(micro_batches[0], 0), factor, *scalars))
+        total, count = self._gradients(micro_batches, factor)
+        return numbers(self._apply(scalar(total), scalar(count), factor, *scalars))
 
-    def _in_parts(
-        self, micro_batches: Sequence[MicroBatch], scale: float, scalars: tuple[Tensor, ...]
-    ) -> tuple[float, float, float]:
+    def _gradients(self, micro_batches: Sequence[MicroBatch], scale: Tensor) -> tuple[float, float]:
+        """Adds the gradients of all micro-batches to the buffers. Returns sum and number."""
         total = count = 0.0
-        factor = _scalar(scale)
         for number, batch in enumerate(micro_batches):
-            found = self._accumulate(*self._inputs(batch, number), factor)
-            total += float(found[0].asnumpy())
-            count += float(found[1].asnumpy())
-        unscale = 1.0 / (scale * max(count, 1.0))
-        norm = self._apply(_scalar(total), _scalar(unscale), *scalars)
-        return total, count, float(norm.asnumpy())
+            found = numbers(self._accumulate(*self._inputs(batch, number), scale))
+            total, count = total + found[0], count + found[1]
+        return total, count
 
     def _inputs(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
         """Tensors of a micro-batch; chooses its dropout masks."""
-        self.model.set_dropout(self.seed, self.steps * self.accumulation + number)
+        self._choose_masks(batch, number)
         return Tensor(batch[0]), Tensor(batch[1])
+
+    def _choose_masks(self, batch: MicroBatch, number: int) -> None:
+        """Masks follow from the place of a record in the batch of all ranks."""
+        rows, length = batch[0].shape
+        first = (self.model.context.dp_rank * self.accumulation + number) * rows
+        self.model.set_dropout(self.seed, self.steps, first * length)
 
 
 def trained_parameters(model: Network) -> list[Parameter]:
@@ -278,7 +274,8 @@ def trained_parameters(model: Network) -> list[Parameter]:
     return [p for p in model.named_parameters().values() if p.requires_grad]
 
 
-def _buffers(parameters: Sequence[Parameter]) -> ParameterTuple:
+def gradient_buffers(parameters: Sequence[Parameter]) -> ParameterTuple:
+    """float32 zeros of the same shapes."""
     return ParameterTuple(
         [
             Parameter(
@@ -291,5 +288,11 @@ def _buffers(parameters: Sequence[Parameter]) -> ParameterTuple:
     )
 
 
-def _scalar(value: float) -> Tensor:
+def scalar(value: float) -> Tensor:
+    """A float32 scalar."""
     return Tensor(np.float32(value))
+
+
+def numbers(found: Sequence[Tensor]) -> tuple[float, ...]:
+    """Scalars on the host."""
+    return tuple(float(value.asnumpy()) for value in found)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from lm_core.nn import init
 from lm_core.nn.attention import CausalSelfAttention
-from lm_core.nn.decoder import Block, CausalLM
+from lm_core.nn.decoder import Block, CausalLM, stage_layers
 from lm_core.nn.dropout import Dropout
-from lm_core.nn.embedding import Embedding, TiedEmbedding, VocabParallelEmbedding
-from lm_core.nn.linear import Linear
+from lm_core.nn.embedding import Embedding, Head, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.mlp import Mlp
 from lm_core.nn.norm import LayerNorm
 
@@ -66,16 +66,18 @@ class Gpt2(CausalLM):
         super().__init__(config, context)
         std, dtype, hidden = config.initializer_range, config.param_init_type, config.hidden_size
         self.tied = config.tie_word_embeddings
-        table = TiedEmbedding if self.tied else VocabParallelEmbedding
-        self.embedding = table(config.vocab_size, hidden, context, std=std, dtype=dtype)
-        self.position_embedding = Embedding(config.positions, hidden, std=std, dtype=dtype)
-        self.embedding_dropout = Dropout(config.embedding_dropout_prob, 0)
-        self.layers = nn.CellList(
-            [_block(config, context, layer) for layer in range(config.num_layers)]
-        )
-        self.norm = LayerNorm(hidden, config.layernorm_epsilon)
-        if not (self.tied or config.is_classifier):
-            self.head = Linear(hidden, config.vocab_size, bias=False, std=std, dtype=dtype)
+        has_head = not config.is_classifier and context.is_last_stage
+        if context.is_first_stage or (self.tied and has_head):
+            table = TiedEmbedding if self.tied else VocabParallelEmbedding
+            self.embedding = table(config.vocab_size, hidden, context, std=std, dtype=dtype)
+        if context.is_first_stage:
+            self.position_embedding = Embedding(config.positions, hidden, std=std, dtype=dtype)
+            self.embedding_dropout = Dropout(config.embedding_dropout_prob, 0)
+        self.layers = stage_layers(config, context, partial(_block, config, context))
+        if context.is_last_stage:
+            self.norm = LayerNorm(hidden, config.layernorm_epsilon)
+        if has_head and not self.tied:
+            self.head = Head(hidden, config.vocab_size, context, std=std, dtype=dtype)
         if not init.skip_initial_values():
             self.initialize(0)
 

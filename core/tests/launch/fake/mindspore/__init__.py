@@ -1,0 +1,1 @@
+"""Stands for MindSpore where the scheduler is started."""

@@ -1,0 +1,1 @@
+"""A package whose verb adds up ranks with MindSpore."""
