@@ -122,11 +122,15 @@ def test_each_part_is_what_the_partition_says(tmp_path, config, tensors):
             assert parts.same(made, parts.cut(whole, own, rank))
 
 
-def test_a_merged_model_loads_and_a_part_does_not(tmp_path):
+def test_a_merged_model_loads_and_a_part_does_not(tmp_path, capsys):
     model = tiny.model(SPEC, **SIZES)
     hf = tiny.write_hf(model, SPEC, tmp_path / "hf")
     (hf / "generation_config.json").write_text('{"top_k": 3}')
     assert transform(hf, tmp_path / "parts", *EIGHT) == 0
+    capsys.readouterr()
+    assert main(["checkpoint", "list", str(tmp_path / "parts")]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert (line[0], *line[-2:]) == ("-", "ok", f"{tmp_path}/parts/rank_*")
     for path in (tmp_path / "parts", tmp_path / "parts" / "rank_5"):
         with pytest.raises(CheckpointError, match="of a model that was cut with data_parallel 2"):
             AutoModel.from_pretrained(path)
