@@ -149,6 +149,8 @@ def test_strategies_that_do_not_fit(tmp_path):
     assert "norm.weight; both" in refused(cut, Strategy((uneven,)))
     flat = {**cut.stages[0], "norm.weight": Item((1, 2), (0, -1))}
     assert "norm.weight; both" in refused(Strategy((flat,)), strategy.WHOLE)
+    fewer = {n: item for n, item in cut.stages[0].items() if "layers.2" not in n}
+    assert "layers.2.attention.q.weight" in refused(Strategy((fewer,)), strategy.WHOLE)
     assert " more; both" in refused(cut, Strategy(({"other": Item((2,), (0,))},)))
 
 

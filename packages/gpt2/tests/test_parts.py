@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from lm_core import AutoModel
 from lm_core.checkpoint import ckpt, io, ranks
 from lm_core.checkpoint import parts as layouts
 from lm_core.checkpoint.layout import Memory
@@ -56,6 +57,35 @@ def test_parts_of_other_degrees_are_recut_only_if_asked(tmp_path, config, whole)
     assert not (tmp_path / "scratch").exists()
 
 
+def test_copies_of_data_parallel_ranks_are_whole_models(tmp_path, config, whole):
+    folder = parts.write_all(tmp_path, SPEC, whole, parts.partition(SPEC, config, dp=2))
+    own = parts.partition(SPEC, config, tp=2)
+    found = load(folder, config, own, 1, tmp_path / "scratch", False)
+    assert parts.same(found, parts.cut(whole[0], own, 1))
+    assert AutoModel.from_pretrained(folder).config.num_layers == 2
+
+
+def test_damage_is_found_before_anything_is_used(tmp_path, config, whole):
+    own = parts.partition(SPEC, config, tp=2)
+    folder = parts.write_all(tmp_path, SPEC, whole, own)
+    path = folder / "rank_1" / "CKP-4" / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for other in (own, parts.partition(SPEC, config)):
+        with pytest.raises(CheckpointError, match="is not as it was written"):
+            load(folder, config, other, other.degrees.world_size - 1, tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_another_model_is_refused(tmp_path, config, whole):
+    folder = parts.write_all(tmp_path, SPEC, whole, parts.partition(SPEC, config, tp=2))
+    other = tiny.config(SPEC, **{**SIZES, "hidden_size": 64})
+    for into in ({"tp": 2}, {"tp": 4}, {}):
+        with pytest.raises(CheckpointError, match="use the configuration"):
+            load(folder, other, parts.partition(SPEC, other, **into), 0, tmp_path / "scratch")
+    assert not list(tmp_path.glob("scratch/*/rank_*"))
+
+
 @pytest.mark.parametrize("shard", [False, True])
 @pytest.mark.parametrize("into", [{}, {"tp": 4}, {"pp": 2, "dp": 2}, {**EIGHT}], ids=str)
 def test_a_run_goes_on_with_other_degrees(tmp_path, config, whole, into, shard):
@@ -88,6 +118,25 @@ def test_missing_ranks_are_named(tmp_path, config, whole):
     with pytest.raises(CheckpointError) as error:
         load(folder, config, parts.partition(SPEC, config), 0, tmp_path / "scratch")
     assert "the part of rank 3, 6 is missing; all 8 ranks" in str(error.value)
+
+
+def test_parts_of_other_machines_need_not_be_here(tmp_path, config, whole):
+    """Where the cut is the same and the step is named, a rank reads its own part alone."""
+    own = parts.partition(SPEC, config, **EIGHT)
+    for step in (4, 8):
+        for rank in (4, 5, 6, 7):
+            parts.write(tmp_path / f"rank_{rank}" / f"CKP-{step}", SPEC, whole, own, rank)
+    found = load(tmp_path, config, own, 5, tmp_path / "scratch", step=4)
+    assert parts.same(found, parts.cut(whole[0], own, 5))
+    resumed = ranks.resume_directory(tmp_path, 8, own, 5, SPEC, tmp_path / "scratch")
+    assert resumed == tmp_path / "rank_5" / "CKP-8"
+    for wanted in (4, None):
+        with pytest.raises(CheckpointError, match="the part of rank 0, 1, 2, 3 is missing"):
+            ranks.resume_directory(
+                tmp_path, wanted, parts.partition(SPEC, config, tp=2), 0, SPEC, tmp_path / "new"
+            )
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 8, 4"):
+        load(tmp_path, config, own, 5, tmp_path / "scratch", step=5)
 
 
 # What `checkpoint` says of them.

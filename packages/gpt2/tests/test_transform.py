@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from lm_core import AutoModel
-from lm_core.checkpoint import atomic, ckpt, io
+from lm_core.checkpoint import atomic, ckpt, io, tensorfile
 from lm_core.checkpoint.layout import Cast, Memory
 from lm_core.checkpoint.parts import Layout, write_strategy
 from lm_core.cli import main
 from lm_core.errors import CheckpointError
 from lm_core.parallel import strategy
+from lm_core.peft import files as adapters
 from lm_core.testing import parts, tiny
 from lm_gpt2 import SPEC
 
@@ -68,10 +69,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("shard", [False, True], ids=["", "optimizer_shard"])
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
-def test_one_to_eight_to_four_to_one_gives_the_same_bytes(tmp_path, changes, shard):
-    config = tiny.config(SPEC, **SIZES, **changes)
+@pytest.mark.parametrize(("model", "shard"), [("plain", False), *((m, True) for m in MODELS)])
+def test_one_to_eight_to_four_to_one_gives_the_same_bytes(tmp_path, model, shard):
+    config = tiny.config(SPEC, **SIZES, **MODELS[model])
     weights, moments = parts.whole(SPEC, config)
     if config.param_init_type == "bfloat16":
         weights = with_bits(weights)
@@ -82,9 +82,34 @@ def test_one_to_eight_to_four_to_one_gives_the_same_bytes(tmp_path, changes, sha
     assert transform(tmp_path / "four", tmp_path / "one") == 0
     assert len(list((tmp_path / "eight").glob("rank_*/model.safetensors"))) == 8
     assert len(list((tmp_path / "four").glob("rank_*/optimizer.safetensors"))) == 4
-    for name in ("model.safetensors", "optimizer.safetensors", "config.json", "training.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (start / name).read_bytes()
+    assert verify_same(tmp_path / "one", start) >= {"model.safetensors", "optimizer.safetensors"}
     assert atomic.verify(tmp_path / "one") == atomic.verify(tmp_path / "eight") == []
+
+
+def test_adapters_that_were_saved_alone(tmp_path):
+    """As `save_trainable_params` has it: the weights under an adapter are elsewhere."""
+    config = tiny.config(SPEC, **SIZES, pet_config=LORA)
+    weights, moments = parts.whole(SPEC, config)
+    own = {name: weights.read(name) for name in weights.specs if ".lora_" in name}
+    start = tmp_path / "run" / "checkpoint" / "rank_0" / "CKP-4"
+    with atomic.new_directory(start) as made:
+        io.write_config(made, SPEC.name, config)
+        adapter = adapters.Adapter(config.pet_config, own, "elsewhere", "sha256:0")
+        adapters.write(made, adapter, SPEC, config)
+        tensorfile.write(made / "optimizer.safetensors", moments)
+        (made / "training.json").write_text('{"version": 1, "step": 4}')
+    assert transform(tmp_path / "run", tmp_path / "eight", *EIGHT, "optimizer_shard=True") == 0
+    assert transform(tmp_path / "eight", tmp_path / "one") == 0
+    assert len(list((tmp_path / "eight").glob("rank_*/adapter_model.safetensors"))) == 8
+    assert verify_same(tmp_path / "one", start) >= {"adapter_model.safetensors", "training.json"}
+
+
+def verify_same(a, b):
+    """The names of the files of a checkpoint; both have them with equal bytes."""
+    names = {path.name for path in b.iterdir()}
+    assert {path.name for path in a.iterdir()} == names
+    assert all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+    return names
 
 
 def test_each_part_is_what_the_partition_says(tmp_path, config, tensors):
@@ -97,11 +122,15 @@ def test_each_part_is_what_the_partition_says(tmp_path, config, tensors):
             assert parts.same(made, parts.cut(whole, own, rank))
 
 
-def test_a_merged_model_loads_and_a_part_does_not(tmp_path):
+def test_a_merged_model_loads_and_a_part_does_not(tmp_path, capsys):
     model = tiny.model(SPEC, **SIZES)
     hf = tiny.write_hf(model, SPEC, tmp_path / "hf")
     (hf / "generation_config.json").write_text('{"top_k": 3}')
     assert transform(hf, tmp_path / "parts", *EIGHT) == 0
+    capsys.readouterr()
+    assert main(["checkpoint", "list", str(tmp_path / "parts")]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert (line[0], *line[-2:]) == ("-", "ok", f"{tmp_path}/parts/rank_*")
     for path in (tmp_path / "parts", tmp_path / "parts" / "rank_5"):
         with pytest.raises(CheckpointError, match="of a model that was cut with data_parallel 2"):
             AutoModel.from_pretrained(path)

@@ -164,7 +164,7 @@ def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> 
     """The weights that an adapter alone in its folder was trained on."""
     base = files.base_of(path)
     if config is None and (path / "config.json").is_file():
-        config = _described(path, spec, None).config.copy(pet_config=None)
+        config = described(path, spec, None).config.copy(pet_config=None)
     try:
         return resolve(base, spec=spec, config=config)
     except CheckpointError as error:
@@ -177,7 +177,7 @@ def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> 
 
 def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if (path / "config.json").is_file():
-        return _described(path, spec, config)
+        return described(path, spec, config)
     newest = saved.newest(path, saved.CONFIG)
     if newest is not None:
         notice_once(f"newest {newest}", f"{path}: using {newest}")
@@ -191,7 +191,7 @@ def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) 
     return Source("directory", path, family, own, layout_of(family, own, io.open_directory(path)))
 
 
-def _described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+def described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     """A directory that says what it is, by config.json."""
     where = path / "config.json"
     values = read_json(where)
@@ -234,8 +234,8 @@ def _tell_differences(given: ModelConfig, own: ModelConfig, where: Path) -> None
 def _file(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     tensors = io.open_file(path)
     if config is None and (path.parent / "config.json").is_file():
-        described = _described(path.parent, spec, config)
-        family, own = described.spec, described.config
+        beside = described(path.parent, spec, config)
+        family, own = beside.spec, beside.config
     else:
         family, own = _given(path, spec, config)
     return Source("file", path, family, own, layout_of(family, own, tensors))

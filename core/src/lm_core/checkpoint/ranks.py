@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ def open_for(
     auto_trans: bool,
     scratch: str | Path,
     src_strategy: str | Path | None = None,
+    step: int | None = None,
     **lenient: Collection[str],
 ) -> Tensors:
     """The tensors that a rank of a run holds of the weights that `path` names.
@@ -59,6 +60,8 @@ def open_for(
         auto_trans: recut parts of other degrees.
         scratch: where recut parts are written, `<name>/rank_R`; TRANSFORMED of the run's output.
         src_strategy: the strategy file or folder of parts that others wrote.
+        step: which checkpoint of a run in parts; None: the last one that all ranks have undamaged.
+            Where disks are not shared the ranks must agree on one.
         lenient: `absent` and `spare`, as for `Source.tensors`.
 
     Raises:
@@ -69,24 +72,16 @@ def open_for(
         tensors = foreign.tensors(spec, config, Path(scratch), **lenient)
         return Sharded(tensors, partition, rank)
     found = rankfolders.steps(path, saved.CONFIG)
-    if not found or found[0].layout.world_size == 1:
-        whole = rankfolders.newest(found).directory(0) if found else path
-        tensors = whole_tensors(source_of(whole, spec, config), config, **lenient)
-        return Sharded(tensors, partition, rank)
     target = Layout.of(partition.degrees, rank)
-    if found[0].layout.same_weights(target):
-        # Ranks of other machines need not be here. An older step is no way out where this one is
-        # damaged: other ranks would load the new one.
-        own = found[0].layout.rank_of(target)
-        _raise(found[0].problems([own]))
-        directory = found[0].directory(own)
-    else:
-        _require_auto_trans(found[0], target, auto_trans)
-        step = rankfolders.newest(found)
-        directory = Path(scratch) / _name(step) / f"rank_{rank}"
-        with atomic.new_directory(directory, overwrite=True) as made:
-            write_part(made, step, strategy_of(step, spec), partition, rank, with_state=False)
-    return _fitting(io.open_directory(directory), partition, rank, **lenient)
+    if not auto_trans:
+        _require_loadable(found, target)
+    chosen = _choose(path, found, step, target, Layout.same_weights) if found else None
+    if chosen is not None and chosen.layout.cuts_weights:
+        tensors = _part(chosen, partition, rank, spec, Path(scratch))
+        return _fitting(tensors, partition, rank, **lenient)
+    whole = path if chosen is None else chosen.directory(chosen.found[0])
+    tensors = whole_tensors(source_of(whole, spec, config), config, **lenient)
+    return Sharded(tensors, partition, rank)
 
 
 def resume_directory(
@@ -114,49 +109,77 @@ def resume_directory(
         CheckpointError: there is no such step, parts are missing (the line says of which ranks),
             or damaged.
     """
-    found = _numbered(folder, step)
     target = Layout.of(partition.degrees, rank)
-    alike = [one for one in found if one.layout.same_state(target)]
-    if step is not None and alike:
-        # Ranks of other machines need not be here.
-        own = alike[0].layout.rank_of(target)
-        _raise(alike[0].problems([own]))
-        return alike[0].directory(own)
-    chosen = rankfolders.newest(found)
+    found = rankfolders.steps(folder, saved.STATE)
+    chosen = _choose(folder, found, step, target, Layout.same_state)
     if chosen.layout.same_state(target):
         return chosen.directory(chosen.layout.rank_of(target))
     get_logger(__name__).info("%s: recutting (%s) for (%s)", chosen.where, chosen.layout, target)
-    directory = Path(scratch) / _name(chosen) / f"rank_{rank}"
+    return _recut_for(chosen, partition, rank, spec, Path(scratch))
+
+
+def _choose(
+    folder: str | Path,
+    found: list[Step],
+    number: int | None,
+    target: Layout,
+    same: Callable[[Layout, Layout], bool],
+) -> Step:
+    """The checkpoint that a rank reads, undamaged.
+
+    Where only one can be meant and it is cut alike, a rank looks at its own part alone: those of
+    other machines need not be here. Otherwise all ranks must come to the same choice.
+    """
+    chosen = [one for one in found if number in (None, one.step)]
+    if not chosen:
+        known = ", ".join(str(one.step) for one in found) or "none"
+        wanted = "" if number is None else f" of step {number}"
+        raise CheckpointError(
+            f"{folder}: has no checkpoint{wanted}; it has {known}; name one of these or another "
+            f"folder"
+        )
+    if len(chosen) > 1 or not same(chosen[0].layout, target):
+        return rankfolders.newest(chosen)
+    if target.world_size > 1 or chosen[0].layout.world_size > 1:
+        _raise(chosen[0].problems([chosen[0].layout.rank_of(target)]))
+    return chosen[0]
+
+
+def _recut_for(
+    step: Step,
+    partition: Partition,
+    rank: int,
+    spec: ModelSpec,
+    scratch: Path,
+    *,
+    with_state: bool = True,
+) -> Path:
+    """A directory with a rank's part, which is written here."""
+    name = step.name.replace("/", "-") or step.folder.resolve().name
+    directory = scratch / name / f"rank_{rank}"
     with atomic.new_directory(directory, overwrite=True) as made:
-        write_part(made, chosen, strategy_of(chosen, spec), partition, rank)
+        source = strategy_of(step, spec)
+        write_part(made, step, source, partition, rank, with_state=with_state)
     return directory
 
 
-def _numbered(folder: str | Path, step: int | None) -> list[Step]:
-    """The training checkpoints of a folder, or the one of a number."""
-    every = rankfolders.steps(folder, saved.STATE)
-    found = [one for one in every if step in (None, one.step)]
-    if not found:
-        known = ", ".join(str(one.step) for one in every) or "none"
-        wanted = "" if step is None else f" of step {step}"
-        raise CheckpointError(
-            f"resume_training: {folder} has no training checkpoint{wanted}; it has {known}; name "
-            f"one of these or another folder"
-        )
-    return found
+def _part(step: Step, partition: Partition, rank: int, spec: ModelSpec, scratch: Path) -> Tensors:
+    """A rank's weights: those of its own folder, or recut ones."""
+    target = Layout.of(partition.degrees, rank)
+    if step.layout.same_weights(target):
+        return io.open_directory(step.directory(step.layout.rank_of(target)))
+    return io.open_directory(_recut_for(step, partition, rank, spec, scratch, with_state=False))
 
 
-def _require_auto_trans(step: Step, target: Layout, auto_trans: bool) -> None:
-    if not auto_trans:
+def _require_loadable(found: list[Step], target: Layout) -> None:
+    """Raises CheckpointError if all that there is would have to be recut."""
+    if found and all(
+        step.layout.cuts_weights and not step.layout.same_weights(target) for step in found
+    ):
         raise CheckpointError(
-            f"{step.where}: was written with {step.layout}; this run has {target}; set "
+            f"{found[0].where}: was written with {found[0].layout}; this run has {target}; set "
             f"auto_trans_ckpt: True to recut it on loading, or parallel_config as it was"
         )
-
-
-def _name(step: Step) -> str:
-    """What a recut checkpoint is called: the step, or else the folder."""
-    return step.name.replace("/", "-") or step.folder.resolve().name
 
 
 def _fitting(

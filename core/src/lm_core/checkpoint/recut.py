@@ -107,7 +107,7 @@ def whole_tensors(source: Source, config: ModelConfig, **lenient: Collection[str
 
 def strategy_of(step: Step, spec: ModelSpec) -> Strategy:
     """How a checkpoint in parts is cut, from the configuration that lies in it."""
-    config = hub.resolve(step.directory(step.found[0]), spec=spec).config
+    config = hub.described(step.directory(step.found[0]), spec, None).config
     own = Partition(config, step.layout.degrees, targets.shapes(spec, config))
     return strategy.of(own)
 

@@ -28,6 +28,7 @@ CONFIG = "config.json"
 """The file that makes a directory a model."""
 
 _DEPTH = 4
+_RANK = re.compile(r"rank_\d+")
 
 
 def checkpoints(folder: str | Path, needs: str = "") -> list[Path]:
@@ -68,7 +69,7 @@ def newest(folder: str | Path, needs: str = "") -> Path | None:
 def step_of(directory: Path) -> int:
     """The step in a checkpoint's name; -1 where it has none."""
     match = re.search(r"(\d+)$", directory.name)
-    return int(match[1]) if match else -1
+    return int(match[1]) if match and not _RANK.fullmatch(directory.name) else -1
 
 
 def _candidates(folder: Path, depth: int) -> Iterator[Path]:
@@ -92,7 +93,7 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
 
 def _is_checkpoint(folder: Path, names: list[str]) -> bool:
     """Any one of its files may be gone or damaged; others, too, call a file manifest.json."""
-    if any(re.fullmatch(r"rank_\d+", name) for name in names):
+    if any(map(_RANK.fullmatch, names)):
         return False  # The parts in there are.
     if STATE in names:
         return True

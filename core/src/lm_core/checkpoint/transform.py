@@ -101,8 +101,7 @@ class Transformed:
         found: dict[str, int] = {}
         for stage in range(len(self._source.stages)):
             for name in self._open(stage * self._source.stage_size).specs:
-                at = self._target.owner(name)
-                if at is None or name in self._target.stages[self._stage]:
+                if _has(self._source, stage, name) and _has(self._target, self._stage, name):
                     found.setdefault(name, stage)
         # As one rank writes it: all of one moment, then all of the next.
         return dict(sorted(found.items(), key=lambda item: strategy.kind(item[0])))
@@ -148,9 +147,13 @@ class Transformed:
             return False
         if target.whole(self.specs[name].shape) != whole:
             return False  # It cannot be divided like this.
-        # A rank of a strategy that does not name it would get a tensor of unknown use.
-        unknown = self._target.world_size > 1 and self._target.owner(name) is None
-        return not (unknown and source.is_cut)
+        # All ranks have the same counters, and no strategy names them. Whether ranks hold the same
+        # of anything larger that a strategy does not name, or parts of it, nobody knows.
+        known = all(
+            one.world_size == 1 or one.owner(name) is not None
+            for one in (self._source, self._target)
+        )
+        return known or math.prod(whole) <= 1
 
     def _recut(self) -> list[str]:
         """The tensors that are more than copied."""
@@ -215,6 +218,11 @@ class Transformed:
         arrays = {name: np.ascontiguousarray(part.read(name)) for name in names}
         ckpt.write(path, Memory({name: _bits(array) for name, array in arrays.items()}))
         return path
+
+
+def _has(one: Strategy, stage: int, name: str) -> bool:
+    """Whether a stage has a tensor; all have what no strategy names."""
+    return name in one.stages[stage] or one.owner(name) is None
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -177,7 +177,8 @@ def read(path: str | Path) -> Strategy:
             f"be there; give another file or folder"
         )
     stages: dict[int, dict[str, Item]] = {}
-    for file in files:
+    # The ranks of a stage write the same.
+    for file in {file.read_bytes(): file for file in files}.values():
         for number, items in _read_file(file).items():
             stages.setdefault(number, {}).update(items)
     lacking = sorted(set(range(len(stages))) - stages.keys())
@@ -216,9 +217,9 @@ def _item(partition: Partition, name: str, state_dim: int | None) -> Item:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The strategy files of a folder; of MindSpore's own format where both are there."""
-    for suffix in (".ckpt", ".json"):
-        found = sorted(path for path in folder.glob(f"*{suffix}") if "strategy" in path.name)
+    """The strategy files of a folder: of ranks before merged ones, MindSpore's before ours."""
+    for pattern in ("*strategy*rank_*.ckpt", "*strategy*rank_*.json", "*strategy*.*"):
+        found = sorted(path for path in folder.glob(pattern) if path.suffix in (".ckpt", ".json"))
         if found:
             return found
     return []

@@ -132,7 +132,8 @@ def _degrees(overrides: list[str]) -> ParallelConfig | None:
     from lm_core.config.parallel import ParallelConfig
 
     changes = [Override.parse(text) for text in overrides]
-    wrong = [".".join(map(str, c.path)) for c in changes if c.path[0] != _SECTION]
+    names = [".".join(map(str, change.path)) for change in changes]
+    wrong = [name for name in names if name.rpartition(".")[0] != _SECTION]
     if wrong:
         raise ConfigError(
             *(f"{key}: has no effect on transform; only {_SECTION}.* has" for key in wrong)
@@ -161,7 +162,7 @@ def _own(spec: ModelSpec | None, args: Namespace) -> _Own | None:
     found = rankfolders.steps(folder, saved.CONFIG)
     if found:
         step = rankfolders.newest(_chosen(found, args.step))
-        source = hub.resolve(step.directory(step.found[0]), spec=spec)
+        source = hub.described(step.directory(step.found[0]), spec, None)
         named = args.src_ckpt_strategy
         cut = strategy.read(named) if _strategy(named) else recut.strategy_of(step, source.spec)
         recut.require_ranks(step.found, cut, step.where)
