@@ -90,7 +90,7 @@ def test_accumulation(tiny_model, micro_batch, values, parts):
 def test_scaled_gradients_have_the_size_of_a_means(tiny_model, micro_batch, one_target, positions):
     """Of all positions, or of the rows where each has one class; float16 has no digits to lose."""
     step, seen = build(tiny_model(), accumulation=2, one_target=one_target), []
-    step._in_parts = lambda batches, scale, _: seen.append(scale) or (1.0, 1.0, 1.0)
+    step._run = lambda batches, scale, _: seen.append(scale) or (1.0, 1.0, 1.0)
     step(cut(micro_batch(8), 2), 0.1, 1024.0)
     assert seen == [1024.0 / positions]
 

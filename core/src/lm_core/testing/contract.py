@@ -21,6 +21,7 @@ from lm_core.checkpoint.layout import Memory
 from lm_core.testing import parity, tiny
 from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.classification import ClassifierContract
+from lm_core.testing.distributed import ParallelContract
 from lm_core.testing.parity import TOLERANCES
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert",
 LAYOUTS = ("hf", "mindformers")
 
 
-class ModelContract(AdapterContract, ClassifierContract):
+class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
     """A subclass gives `spec`, and `goldens`: a directory whose folders are recorded cases."""
 
     spec: ClassVar[ModelSpec]

@@ -37,6 +37,8 @@ class Tolerances:
     """On the L2 norm of each weight's gradient."""
     cached: float = 2e-5
     """Logits with the key-value cache against those of the whole sequence."""
+    parallel: float = 1e-5
+    """Losses, gradient norms, weights and logits of several processes against those of one."""
 
 
 TOLERANCES = Tolerances()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -178,11 +177,10 @@ def run(
     job = {"model": spec.name, "cases": [asdict(case) for case in cases]}
     (folder / "job.json").write_text(json.dumps(job))
     start(count, [__file__, str(folder)], folder, timeout)
-    found = []
-    for number in range(len(cases)):
-        files = (folder / f"found-{number}-{rank}.pickle" for rank in range(count))
-        found.append([pickle.loads(path.read_bytes()) for path in files])
-    return found
+    return [
+        [_read(folder / f"found-{number}-{rank}.npz") for rank in range(count)]
+        for number in range(len(cases))
+    ]
 
 
 def start(count: int, program: list[str], folder: Path, timeout: float = 240) -> None:
@@ -235,11 +233,34 @@ def main(folder: Path) -> None:
     spec = registry.find(job["model"])
     rank, _ = backend.join()
     for number, values in enumerate(job["cases"]):
-        found = compute(spec, Case(**values), rank)
-        (folder / f"found-{number}-{rank}.pickle").write_bytes(pickle.dumps(found))
+        _write(folder / f"found-{number}-{rank}.npz", compute(spec, Case(**values), rank))
+
+
+def _write(path: Path, found: Found) -> None:
+    arrays = {f"weights/{name}": array for name, array in found.weights.items()}
+    arrays |= {f"state/{name}": array for name, array in found.state.items()}
+    if found.logits is not None:
+        arrays["logits"] = found.logits
+    numbers = {"losses": found.losses, "norms": found.norms, "tokens": json.dumps(found.tokens)}
+    np.savez(path, **arrays, **numbers)
+
+
+def _read(path: Path) -> Found:
+    with np.load(path) as file:
+        arrays = dict(file)
+
+    def within(folder: str) -> dict[str, np.ndarray]:
+        return {n.removeprefix(folder): a for n, a in arrays.items() if n.startswith(folder)}
+
+    return Found(
+        arrays["losses"].tolist(),
+        arrays["norms"].tolist(),
+        within("weights/"),
+        within("state/"),
+        json.loads(str(arrays["tokens"])),
+        arrays.get("logits"),
+    )
 
 
 if __name__ == "__main__":
-    from lm_core.testing import ranks  # pickle must find its classes here, not in __main__
-
-    ranks.main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -1,0 +1,137 @@
+"""What the core expects of every model under data, tensor and pipeline parallelism."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+
+from lm_core.config.parallel import ParallelConfig
+from lm_core.parallel.context import ParallelContext
+from lm_core.parallel.partition import WHOLE, Partition
+from lm_core.peft import targets
+from lm_core.testing import ranks, tiny
+from lm_core.testing.parity import TOLERANCES
+from lm_core.testing.ranks import Case, Found
+
+if TYPE_CHECKING:
+    from lm_core.spec import ModelSpec
+
+_LORA = {"lora_rank": 2, "lora_dropout": 0.1, "target_modules": ".*(q|v|out|up|down)"}
+_EIGHT = {"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2, "micro_batch_num": 2}
+CASES = {
+    "dp2": Case({"data_parallel": 2, "optimizer_shard": True}, parts=2),
+    "tp2": Case({"model_parallel": 2, "vocab_emb_dp": False}, prompts=[[1, 2, 3], [4, 5, 6, 7]]),
+    "pp2": Case({"pipeline_stage": 2, "micro_batch_num": 4}, parts=4),
+    "tp2-lora": Case({"model_parallel": 2}, {"pet_config": _LORA}),
+    "dp2-tp2": Case({"data_parallel": 2, "model_parallel": 2}),
+    "dp2-tp2-pp2": Case({**_EIGHT, "vocab_emb_dp": False}, parts=4),
+}
+"""Dropout is as the tiny model has it: masks do not depend on the layout either."""
+
+
+class ParallelContract:
+    """Part of `ModelContract`. A subclass gives `spec`; `small` are the sizes of the model."""
+
+    spec: ClassVar[ModelSpec]
+    small: ClassVar[dict[str, Any]] = {
+        "vocab_size": 96, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "seq_length": 16,
+    }  # fmt: skip
+
+    def case(self, name: str) -> Case:
+        """A case with the sizes of this model."""
+        found = CASES[name]
+        return replace(found, sizes={**self.small, **found.sizes})
+
+    def partition(self, case: Case) -> Partition:
+        """How a case cuts the model."""
+        config = ranks.settings(self.spec, case).model.config
+        return Partition(config, ParallelConfig(**case.degrees), targets.shapes(self.spec, config))
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_each_rank_builds_its_part(self, name: str) -> None:
+        """Names, shapes, cuts and initial values are those of the partition, on every rank."""
+        from lm_core.auto import empty_model
+
+        case = self.case(name)
+        run, partition = ranks.settings(self.spec, case), self.partition(case)
+        whole = empty_model(run.model.config)
+        whole.initialize(run.seed)
+        values = tiny.weights(whole)
+        for rank in range(case.world_size):
+            degrees = run.model.config.parallel_config
+            context = ParallelContext.from_config(degrees, case.world_size, rank)
+            model = empty_model(run.model.config, context=context)
+            model.initialize(run.seed)
+            own = tiny.weights(model)
+            assert set(own) == set(partition.names(context.stage))
+            for part, array in own.items():
+                assert model.cuts().get(part, WHOLE) == partition.cut(part), part
+                expected = values[part][partition.slices(part, context.tp_rank)]
+                np.testing.assert_array_equal(array, expected, err_msg=part)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def alone(cls) -> dict[str, Found]:
+        """What one process finds, with adapters and without; computed when first asked for."""
+        return {}
+
+    def reference(self, alone: dict[str, Found], case: Case) -> Found:
+        """What one process finds for a case."""
+        kind = "adapter" if "pet_config" in case.sizes else "all"
+        if kind not in alone:
+            prompts = CASES["tp2"].prompts if kind == "all" else []
+            alone[kind] = ranks.compute(self.spec, Case(sizes=case.sizes, prompts=prompts))
+        return alone[kind]
+
+    def check_job(
+        self, names: list[str], alone: dict[str, Found], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Runs cases of one number of processes and compares every rank with one process."""
+        cases = [self.case(name) for name in names]
+        found = ranks.run(self.spec, cases, tmp_path_factory.mktemp("job"))
+        for case, of_ranks in zip(cases, found, strict=True):
+            expected, partition = self.reference(alone, case), self.partition(case)
+            for rank, one in enumerate(of_ranks):
+                self.compare(one, expected, partition, rank)
+
+    @staticmethod
+    def compare(one: Found, expected: Found, partition: Partition, rank: int) -> None:
+        """A rank's losses, norms, weights and tokens with those of one process."""
+        near = {"rtol": 0, "atol": TOLERANCES.parallel}
+        where = f"rank {rank} of {partition.degrees}"
+        np.testing.assert_allclose(one.losses, expected.losses, **near, err_msg=where)
+        np.testing.assert_allclose(one.norms, expected.norms, **near, err_msg=where)
+        tensor_rank = rank % partition.degrees.model_parallel
+        for name, array in one.weights.items():
+            own = expected.weights[name][partition.slices(name, tensor_rank)]
+            np.testing.assert_allclose(array, own, **near, err_msg=f"{name}, {where}")
+        if one.tokens:
+            assert one.tokens == expected.tokens, where
+            np.testing.assert_allclose(one.logits, expected.logits, **near, err_msg=where)
+
+    @pytest.mark.distributed
+    @pytest.mark.slow
+    def test_two_processes_are_one(
+        self, alone: dict[str, Found], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Five steps with clipping and dropout, then answers: greedy, drawn, and by beams."""
+        self.check_job(["dp2", "tp2", "pp2", "tp2-lora"], alone, tmp_path_factory)
+
+    @pytest.mark.distributed
+    @pytest.mark.slow
+    def test_four_processes_are_one(
+        self, alone: dict[str, Found], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Data and tensor parallelism together."""
+        self.check_job(["dp2-tp2"], alone, tmp_path_factory)
+
+    @pytest.mark.distributed
+    @pytest.mark.slow
+    def test_eight_processes_are_one(
+        self, alone: dict[str, Found], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """All three kinds together."""
+        self.check_job(["dp2-tp2-pp2"], alone, tmp_path_factory)
