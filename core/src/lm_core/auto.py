@@ -93,8 +93,8 @@ class AutoModel:
             name_or_path: where the weights are.
             adapter: a folder or file with an adapter to put on it. One that lies beside the weights
                 is found by itself.
-            context: the place of this process; a single one if None. It gets its part of the
-                weights, read tensor by tensor.
+            context: the place of this process, None: that which `init_context` found. It gets its
+                part of the weights, read tensor by tensor.
             recut: what to do with weights that lie in parts; None: parts of other degrees are
                 refused.
             new_head: a classifier (`task="text_classification", num_labels=2`) may be made of the
@@ -151,7 +151,7 @@ class AutoModel:
 
         Args:
             config: a configuration, or what `AutoConfig.from_pretrained` takes.
-            context: the place of this process; a single one if None.
+            context: the place of this process; None: that which `init_context` found.
             seed: of random weights.
             **changes: fields of the configuration to change.
 
@@ -241,10 +241,16 @@ def save_pretrained(
         max_shard_size: bytes or "5GB" of a weights file; one file if None.
 
     Raises:
-        CheckpointError: the directory cannot be written or must not be replaced.
+        CheckpointError: the directory cannot be written or must not be replaced, or this process
+            holds a part of the model.
     """
     from lm_core.checkpoint.tensorfile import parse_size
 
+    if model.context.cuts_weights:
+        raise CheckpointError(
+            f"{directory}: this process holds a part of the model; a model directory must have all "
+            f"of it; save from a single process, or split the directory with `transform`"
+        )
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     files: dict[str, str | Path] = {}
     if generation_config is not None:
@@ -272,7 +278,7 @@ def empty_model(
     from lm_core.parallel.context import ParallelContext
 
     with no_initial_values():
-        model = with_head(hub.family_of(config).build(config, context or ParallelContext.local()))
+        model = with_head(hub.family_of(config).build(config, context or ParallelContext.current()))
     if config.pet_config is not None:
         from lm_core.peft.lora import attach
 
@@ -306,7 +312,7 @@ def _part(
     from lm_core.parallel.partition import Partition
 
     recut = recut or Recut()
-    context = context or ParallelContext.local()
+    context = context or ParallelContext.current()
     in_parts = Path(name_or_path).exists() and rankfolders.has_ranks(name_or_path)
     if context.world_size == 1 and not in_parts and not recut.src_strategy:
         return _tensors(source.tensors, source.path, config, absent)

@@ -1,5 +1,8 @@
 """Errors that a user can mend; the command line prints each problem on a line and exits with 2."""
 
+from collections.abc import Callable
+from typing import Any
+
 
 class LmError(ValueError):
     """One or more problems, each one line: *where: what is; what must be; what to change*.
@@ -31,3 +34,17 @@ class TokenizerError(LmError):
 
 class GenerationError(LmError):
     """A prompt or a generation setting is impossible."""
+
+
+def all_of(*makers: Callable[[], Any]) -> list[Any]:
+    """What each of them returns; if some fail, one error with the problems of all."""
+    found, errors = [], []
+    for make in makers:
+        try:
+            found.append(make())
+        except LmError as error:
+            errors.append(error)
+    if errors:
+        problems = [problem for error in errors for problem in error.problems]
+        raise (type(errors[0]) if len({type(e) for e in errors}) == 1 else LmError)(*problems)
+    return found

@@ -10,8 +10,7 @@ from lm_core.checkpoint import hub, parts
 from lm_core.checkpoint.ranks import TRANSFORMED
 from lm_core.config.checks import check_world
 from lm_core.errors import ConfigError
-from lm_core.log import notice_once
-from lm_core.parallel.context import ParallelContext, init_context, job_size
+from lm_core.parallel.context import ParallelContext, init_context, job_size, take_place
 from lm_core.parallel.partition import Partition
 from lm_core.peft import targets
 
@@ -41,16 +40,9 @@ def join(run: RunConfig, *, stages: bool = False) -> ParallelContext:
         )
     if run.use_parallel and job_size() > 1:
         check_world(run, job_size())
-    if degrees.use_seq_parallel:
-        notice_once("use_seq_parallel", "accepted, but without effect: use_seq_parallel")
     rank, size = init_context(run.use_parallel, run.context)
     check_world(run, size)
-    context = ParallelContext.from_config(degrees, size, rank)
-    if context.world_size > 1:
-        from lm_core.parallel import backend
-
-        backend.make_groups(context)
-    return context
+    return take_place(degrees, size, rank)
 
 
 def partition(run: RunConfig) -> Partition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from lm_core.config.model import LoraConfig
 from lm_core.config.schema import RunConfig
 from lm_core.config.section import suggest
 from lm_core.config.task import TASKS, set_task, with_head_of
-from lm_core.errors import CheckpointError, ConfigError, LmError
+from lm_core.errors import CheckpointError, ConfigError, all_of
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
 from lm_core.pipeline import pipeline
@@ -148,7 +148,7 @@ class Trainer:
 
         if eval_dataset is not None:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
-        found, records = _all_of(
+        found, records = all_of(
             lambda: self._weights(eval_checkpoint),
             lambda: session.open_records(self.run, "eval_dataset"),
         )
@@ -243,7 +243,7 @@ class Trainer:
 
         context = job.join(run, stages=not run.do_eval)
         job.write_strategy(run, context)
-        train, evaluation, resume, _ = _all_of(
+        train, evaluation, resume, _ = all_of(
             lambda: session.open_records(run, "train_dataset"),
             lambda: session.open_records(run, "eval_dataset") if run.do_eval else None,
             lambda: resuming.find(run, context),
@@ -356,20 +356,6 @@ class Trainer:
         if self.tokenizer is not None and not found:
             raise ConfigError(f"tokenizer: {folder} has no tokenizer files; give another folder")
         return found
-
-
-def _all_of(*makers: Callable[[], Any]) -> list[Any]:
-    """What each of them returns; if some fail, one error with the problems of all."""
-    found, errors = [], []
-    for make in makers:
-        try:
-            found.append(make())
-        except LmError as error:
-            errors.append(error)
-    if errors:
-        problems = [problem for error in errors for problem in error.problems]
-        raise (type(errors[0]) if len({type(e) for e in errors}) == 1 else LmError)(*problems)
-    return found
 
 
 def _check(task: str | None, pet_method: str) -> None:

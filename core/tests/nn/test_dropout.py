@@ -84,6 +84,36 @@ def test_the_mask_of_a_part_is_part_of_the_mask():
     np.testing.assert_array_equal(whole[:10], part)
 
 
+def test_a_later_part_of_the_batch():
+    """The key says where its first token stands; every token has as many rows as heads."""
+    for heads in (1, 3):
+        cell = Dropout(0.5, 2, heads=heads)
+        whole = cell.mask(40 * heads, 16, Tensor(np.array([9, 0], np.int32))).asnumpy()
+        part = cell.mask(15 * heads, 16, Tensor(np.array([9, 25], np.int32))).asnumpy()
+        np.testing.assert_array_equal(whole[25 * heads :], part)
+
+
+def test_heads_of_a_rank():
+    """Rows are ordered by record, head, token."""
+    records, heads, length, columns = 3, 4, 5, 6
+    key = Tensor(np.array([9, 10], np.int32))
+    whole = Dropout(0.5, 2, heads=heads).mask(records * heads * length, columns, key).asnumpy()
+    whole = whole.reshape((records, heads, length, columns))
+    for first, count in ((0, 2), (2, 2), (3, 1), (0, 4)):
+        cell = Dropout(0.5, 2, heads=heads, own_heads=(first, count))
+        part = cell.mask(records * count * length, columns, key, length).asnumpy()
+        own = whole[:, first : first + count].reshape((-1, columns))
+        np.testing.assert_array_equal(part, own)
+
+
+def test_columns_of_a_rank():
+    key = Tensor(np.array([9, 10], np.int32))
+    whole = Dropout(0.5, 2).mask(20, 12, key).asnumpy()
+    for first in (0, 4, 8):
+        part = Dropout(0.5, 2, own_columns=(first, 12)).mask(20, 4, key).asnumpy()
+        np.testing.assert_array_equal(part, whole[:, first : first + 4])
+
+
 class _Gradient(nn.Cell):
     def __init__(self, cell: Dropout) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ from lm_core.checkpoint.layout.tensors import Memory
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError
 from lm_core.train.callbacks import CheckpointMonitor
-from lm_core.train.state import OPTIMIZER, Snapshot
+from lm_core.train.state import Snapshot
 
 ONE_NAME = ("overwritten", "one place")
 CONFIG = ModelConfig(vocab_size=8, hidden_size=8, num_layers=1, num_heads=1, seq_length=8)
@@ -57,7 +57,7 @@ def number_in(checkpoint: Path) -> int:
     """What a checkpoint holds; every file of it says the same."""
     step = json.loads((checkpoint / saved.STATE).read_text())["step"]
     weights = io.open_directory(checkpoint).read("a")
-    moments = io.open_file(checkpoint / OPTIMIZER)
+    moments = io.open_file(checkpoint / saved.OPTIMIZER)
     for values in (weights, moments.read("m"), moments.read("v")):
         assert (values == step).all(), f"{checkpoint} mixes {step} with {set(values.tolist())}"
     return step

@@ -13,10 +13,12 @@ import pytest
 from lm_core import AutoConfig, AutoModel, AutoTokenizer
 from lm_core import auto as auto_module
 from lm_core import log as log_module
+from lm_core.auto import empty_model
 from lm_core.checkpoint import ckpt, io, tensorfile
 from lm_core.checkpoint.atomic import MANIFEST, verify
 from lm_core.checkpoint.layout import Cast, Memory, cast, stream
-from lm_core.errors import CheckpointError, ConfigError, LmError
+from lm_core.errors import CheckpointError, ConfigError, GenerationError, LmError
+from lm_core.parallel.context import ParallelContext
 from lm_core.testing import tiny
 from lm_core.tokenizer.bpe_train import train_bpe
 from lm_gpt2 import SPEC
@@ -315,6 +317,21 @@ def test_tokenizers_of_nothing(tmp_path, tokenizer_files):
         AutoTokenizer.from_pretrained(tokenizer_files)
     with pytest.raises(LmError, match="no such file or directory"):
         AutoTokenizer.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_part_of_a_model_is_no_model(tmp_path):
+    """`from_pretrained` would take the directory for a whole one."""
+    part = empty_model(Gpt2Config(**SMALL), context=ParallelContext(model_parallel=2))
+    with pytest.raises(CheckpointError, match="this process holds a part of the model"):
+        part.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_pipeline_does_not_generate():
+    context = ParallelContext(pipeline_stage=2, micro_batch_num=2)
+    stage = empty_model(Gpt2Config(**SMALL), context=context)
+    with pytest.raises(GenerationError, match="pipeline_stage: is 2; must be 1"):
+        stage.generate([1, 2])
 
 
 # Costs.

@@ -28,7 +28,7 @@ class ParallelConfig(Section):
     expert_parallel: Positive = 1
     micro_batch_num: Positive = 1
     """Batches that pass through the pipeline for one update; at least `pipeline_stage`."""
-    use_seq_parallel: bool = False
+    use_seq_parallel: Annotated[bool, NO_EFFECT] = False
     optimizer_shard: bool | None = None
     """Cut the optimizer state over the data-parallel ranks (ZeRO stage 1)."""
     vocab_emb_dp: bool = True

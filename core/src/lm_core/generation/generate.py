@@ -65,9 +65,10 @@ def generate(
         int32 arrays, one per prompt: prompt, new tokens and the EOS that ended them; no padding.
 
     Raises:
-        GenerationError: settings or prompts that cannot be.
+        GenerationError: settings or prompts that cannot be, or a model in pipeline stages.
     """
     try:
+        _check_whole(model)
         settings = generation_config or GenerationConfig.from_model(model.config)
         settings = settings.replace(**options).completed(model.config)
         prompts = read_prompts(
@@ -89,6 +90,15 @@ def generate(
     finally:
         if streamer is not None:
             streamer.end()
+
+
+def _check_whole(model: Any) -> None:
+    stages = getattr(getattr(model, "context", None), "pipeline_stage", 1)
+    if stages > 1:
+        raise GenerationError(
+            f"pipeline_stage: is {stages}; must be 1, generation knows no pipeline; use "
+            f"model_parallel"
+        )
 
 
 def _seed(model: Any, settings: GenerationConfig) -> int | None:

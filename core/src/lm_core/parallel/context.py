@@ -38,6 +38,11 @@ class ParallelContext:
         """One process, one device, nothing to initialise."""
         return cls()
 
+    @staticmethod
+    def current() -> ParallelContext:
+        """The place of this process among those that `init_context` joined; else alone."""
+        return _place
+
     @classmethod
     def from_config(
         cls, config: ParallelConfig, world_size: int = 1, rank: int = 0
@@ -204,7 +209,8 @@ def init_context(
     Args:
         use_parallel: join the other processes of the job.
         context_config: an object or mapping with `device_id`; other keys have no effect.
-        parallel_config: the degrees, checked against the number of processes; None: any.
+        parallel_config: the degrees, checked against the number of processes. From then on
+            `AutoModel` gives this process its part of a model. None: every process has whole ones.
 
     Raises:
         ConfigError: this process is none of several, or the degrees are of another number.
@@ -224,8 +230,29 @@ def init_context(
         return 0, 1
     rank, size = backend.join()
     if parallel_config is not None:
-        backend.make_groups(ParallelContext.from_config(parallel_config, size, rank))
+        take_place(parallel_config, size, rank)
     return rank, size
+
+
+_place = ParallelContext()
+
+
+def take_place(degrees: ParallelConfig, size: int, rank: int) -> ParallelContext:
+    """Makes a place among the processes of the job the one that `ParallelContext.current` gives.
+
+    All ranks must call it with the same degrees.
+
+    Raises:
+        ConfigError: the degrees do not multiply to the number of processes.
+    """
+    global _place
+    context = ParallelContext.from_config(degrees, size, rank)
+    if size > 1:
+        from lm_core.parallel import backend
+
+        backend.make_groups(context)
+    _place = context
+    return context
 
 
 def _check_alone() -> None:

@@ -255,4 +255,4 @@ class _Run:
 
     def choose_masks(self, number: int) -> None:
         """Those of the forward pass, in both passes."""
-        self.step._choose_masks(self.micro_batches[number], number)
+        self.step.choose_masks(self.micro_batches[number], number)

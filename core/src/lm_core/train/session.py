@@ -19,7 +19,6 @@ from lm_core.peft import files as adapters
 from lm_core.train import nonfinite
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
-from lm_core.train import state as states
 from lm_core.train.callbacks import (
     Callback,
     CheckpointMonitor,
@@ -31,7 +30,7 @@ from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
 from lm_core.train.objective import objective
 from lm_core.train.pipeline import PipelineStep
-from lm_core.train.sharded import Sharded
+from lm_core.train.sharded import ShardedOptimizer
 from lm_core.train.state import TrainState, read_counters
 from lm_core.train.step import TrainStep, trained_parameters
 
@@ -148,7 +147,7 @@ def log_folder(run: RunConfig, rank: int = 0) -> Path:
 
 def write_run(run: RunConfig, rank: int = 0) -> None:
     """Stores the settings that this run has, defaults included."""
-    with atomic.new_file(log_folder(run, rank) / states.RUN) as path:
+    with atomic.new_file(log_folder(run, rank) / saved.RUN) as path:
         path.write_text(dump_run(run), encoding="utf-8")
 
 
@@ -233,10 +232,12 @@ def _batches(run: RunConfig, records: RecordDataset, context: ParallelContext) -
     parts = runner.gradient_accumulation_steps * context.micro_batch_num * ranks
     whole_batches = section.drop_remainder is not False
     if parts > 1 and whole_batches and runner.batch_size * parts > len(records):
+        in_flight = context.micro_batch_num
+        stages = f" x micro_batch_num {in_flight}" if in_flight > 1 else ""
         raise DataError(
             f"runner_config.batch_size: {runner.batch_size} x gradient_accumulation_steps "
-            f"{runner.gradient_accumulation_steps} x data_parallel {ranks} is more than the "
-            f"{len(records)} records of {records.path}; lower one of these, use more data or "
+            f"{runner.gradient_accumulation_steps}{stages} x data_parallel {ranks} is more than "
+            f"the {len(records)} records of {records.path}; lower one of these, use more data or "
             f"train_dataset.drop_remainder=False"
         )
     return BatchIterator(
@@ -300,7 +301,7 @@ def _optimizer(run: RunConfig, model: Network) -> Optimizer:
     ]
     if all(dim is None for dim in dims):
         return rule(weights)
-    return Sharded(weights, rule, dims, model.context)
+    return ShardedOptimizer(weights, rule, dims, model.context)
 
 
 def _resume(state: TrainState, checkpoint: Path, schedule: Schedule) -> None:

@@ -20,7 +20,7 @@ from lm_core.train.optimizer import Optimizer
 _OWN = "own."
 
 
-class Sharded(Optimizer):
+class ShardedOptimizer(Optimizer):
     """An update rule over this rank's slices.
 
     Args:

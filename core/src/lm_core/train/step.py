@@ -259,10 +259,10 @@ class TrainStep:
 
     def _inputs(self, batch: MicroBatch, number: int) -> tuple[Tensor, Tensor]:
         """Tensors of a micro-batch; chooses its dropout masks."""
-        self._choose_masks(batch, number)
+        self.choose_masks(batch, number)
         return Tensor(batch[0]), Tensor(batch[1])
 
-    def _choose_masks(self, batch: MicroBatch, number: int) -> None:
+    def choose_masks(self, batch: MicroBatch, number: int) -> None:
         """Masks follow from the place of a record in the batch of all ranks."""
         rows, length = batch[0].shape
         first = (self.model.context.dp_rank * self.accumulation + number) * rows

@@ -1,0 +1,124 @@
+"""Places of processes and the groups that they form."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from lm_core.config.parallel import ParallelConfig
+from lm_core.errors import ConfigError
+from lm_core.parallel.context import ParallelContext, init_context
+
+LAYOUTS = list(product((1, 2, 3), (1, 2, 4), (1, 2, 3)))
+
+
+def every_rank(dp: int, tp: int, pp: int) -> list[ParallelContext]:
+    degrees = ParallelConfig(
+        data_parallel=dp, model_parallel=tp, pipeline_stage=pp, micro_batch_num=pp
+    )
+    size = degrees.world_size
+    return [ParallelContext.from_config(degrees, size, rank) for rank in range(size)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_rank_has_a_place_of_its_own(layout):
+    dp, tp, pp = layout
+    places = [(one.stage, one.dp_rank, one.tp_rank) for one in every_rank(*layout)]
+    assert places == list(product(range(pp), range(dp), range(tp)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_all_members_of_a_group_name_it_alike(layout):
+    """Same name, same ranks in the same order; each is one of them; and nobody is left out."""
+    contexts = every_rank(*layout)
+    members: dict[str, list[int]] = {}
+    for one in contexts:
+        for name, ranks in one.groups():
+            assert one.rank in ranks
+            assert ranks == sorted(set(ranks))
+            assert members.setdefault(name, ranks) == ranks
+    for name, ranks in members.items():
+        assert [one.rank for one in contexts if name in dict(one.groups())] == ranks
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_making_the_groups_cannot_deadlock(layout):
+    """Making a group waits for its members, so one must always be the next of all of its own."""
+    waiting = {one.rank: list(one.groups()) for one in every_rank(*layout)}
+    while any(waiting.values()):
+        heads = {rank: groups[0] for rank, groups in waiting.items() if groups}
+        ready = [
+            (name, ranks)
+            for name, ranks in heads.values()
+            if all(heads.get(rank, ("",))[0] == name for rank in ranks)
+        ]
+        assert ready, heads
+        for rank in {rank for _, ranks in ready for rank in ranks}:
+            waiting[rank].pop(0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_what_the_groups_are(layout):
+    dp, tp, pp = layout
+    for one in every_rank(*layout):
+        groups = dict(one.groups())
+        sizes = {
+            one.tp_group: tp,
+            one.dp_group: dp,
+            one.model_group: tp * pp,
+            one.world_group: dp * tp * pp,
+            one.ends_group: 2,
+        }
+        assert {name: len(groups[name]) for name in sizes if name} == {
+            name: size for name, size in sizes.items() if name
+        }
+        assert bool(one.ends_group) == (pp > 1 and one.stage in (0, pp - 1))
+        for neighbour in (one.stage - 1, one.stage + 1):
+            if 0 <= neighbour < pp:
+                both = groups[one.pair_group(min(neighbour, one.stage))]
+                assert set(both) == {one.rank, one.rank_at(stage=neighbour)}
+
+
+def test_one_process_has_no_groups():
+    assert list(ParallelContext.local().groups()) == []
+
+
+def test_layouts_of_one_job_share_no_names():
+    """Two models in one job may have other degrees."""
+    names = [{name for one in every_rank(*own) for name, _ in one.groups()} for own in LAYOUTS]
+    assert sum(map(len, names)) == len(set().union(*names))
+
+
+def test_degrees_of_another_number_of_processes():
+    with pytest.raises(ConfigError) as error:
+        ParallelContext.from_config(ParallelConfig(data_parallel=2, model_parallel=2), 2, 0)
+    assert str(error.value) == (
+        "parallel_config: data_parallel 2 x model_parallel 2 x pipeline_stage 1 = 4 but 2 "
+        "process(es) run; the product must be 2: change the degrees or the number of processes"
+    )
+
+
+def test_a_part_of_something_that_does_not_divide():
+    with pytest.raises(ConfigError, match="4 does not divide 6 heads; use one of 1, 2, 3, 6"):
+        every_rank(1, 4, 1)[0].shard(6, "heads")
+
+
+def test_alone():
+    assert init_context(parallel_config=ParallelConfig()) == (0, 1)
+    assert ParallelContext.current() == ParallelContext.local()
+    with pytest.raises(ConfigError, match="data_parallel 2 .* = 2 but 1 process"):
+        init_context(parallel_config=ParallelConfig(data_parallel=2))
+
+
+def test_one_of_several_must_say_so(monkeypatch):
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(ConfigError, match="is false but this is one of 2 processes"):
+        init_context()
+
+
+def test_nobody_to_join(monkeypatch):
+    monkeypatch.delenv("MS_WORKER_NUM", raising=False)
+    monkeypatch.delenv("RANK_SIZE", raising=False)
+    with pytest.raises(ConfigError, match="needs several processes and this one is alone"):
+        init_context(use_parallel=True)
