@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,54 +24,77 @@ MODEL: dict[str, Any] = {
     "embedding_dropout_prob": 0.0,
 }  # fmt: skip
 """17 million parameters: 16 sums of 2 MB of activations, or one of 67 MB of gradients."""
+LONGEST = 20
+"""Updates for which there are records."""
+_DEGREES = ("data_parallel", "model_parallel", "pipeline_stage")
 PATIENCE = 400
 """Seconds until a run has ended."""
+
+
+def settings() -> dict[str, Any]:
+    """The run, without its data."""
+    return {
+        "base": "gpt2_tiny",
+        "model": {"model_config": MODEL},
+        "runner_config": {"max_steps": STEPS},
+        "callbacks": [{"type": "MFLossMonitor", "per_print_times": STEPS}],
+    }
+
+
+def rows(degrees: Mapping[str, Any]) -> int:
+    """Records of a micro-batch."""
+    return RECORDS // degrees.get("data_parallel", 1) // degrees.get("micro_batch_num", 1)
 
 
 def prepare(folder: Path) -> None:
     """Writes the run and random records for it."""
     from lm_core.data.mindrecord import RecordWriter
 
-    run = {
-        "base": "gpt2_tiny",
-        "model": {"model_config": MODEL},
-        "runner_config": {"max_steps": STEPS},
-        "callbacks": [{"type": "MFLossMonitor", "per_print_times": STEPS}],
-    }
     folder.mkdir(parents=True)
-    (folder / "run.yaml").write_text(json.dumps(run))
+    (folder / "run.yaml").write_text(json.dumps(settings()))
     rng = np.random.default_rng(0)
     with RecordWriter(folder / "random.mindrecord", ("input_ids",)) as writer:
-        for _ in range(STEPS * RECORDS):
+        for _ in range(LONGEST * RECORDS):
             ids = rng.integers(0, MODEL["vocab_size"], MODEL["seq_length"] + 1)
             writer.write({"input_ids": ids.astype(np.int32)})
 
 
-def step_seconds(folder: Path, degrees: dict[str, int], output: str) -> float:
+def step_seconds(folder: Path, degrees: Mapping[str, Any], output: str) -> float:
     """Seconds of an update of the prepared run, the median of those that count.
+
+    Raises:
+        ContenderError: as `train`; or it took part of what was asked for.
+    """
+    train(folder, degrees, output)
+    lines = (folder / output / "log" / "rank_0" / "metrics.jsonl").read_text().splitlines()
+    return _seconds([json.loads(line) for line in lines])
+
+
+def train(folder: Path, degrees: Mapping[str, Any], output: str, steps: int = STEPS) -> None:
+    """Runs what was prepared.
 
     Args:
         folder: what `prepare` wrote.
         degrees: keys of `parallel_config`; without any, one process.
         output: name of the run's folder, which must be new.
+        steps: updates, at most LONGEST.
 
     Raises:
-        ContenderError: the run failed, or took part of what was asked for.
+        ContenderError: the run failed.
     """
     words = [
         "-m", "lm_gpt2.pretrain", "--config", str(folder / "run.yaml"),
-        "--batch_size", str(RECORDS // degrees.get("data_parallel", 1)),
+        "--batch_size", str(rows(degrees)), "--max_steps", str(steps),
         "--train_dataset_dir", str(folder / "random.mindrecord"),
         "--output_dir", str(folder / output),
     ]  # fmt: skip
     if degrees:
         wanted = [f"parallel_config.{key}={value}" for key, value in degrees.items()]
         words += ["--use_parallel", "True", *wanted]
-        _start(int(np.prod(list(degrees.values()))), words, folder / f"{output}-msrun")
+        sizes = (degrees.get(key, 1) for key in _DEGREES)
+        _start(prod(sizes), words, folder / f"{output}-msrun")
     else:
         _run(words)
-    lines = (folder / output / "log" / "rank_0" / "metrics.jsonl").read_text().splitlines()
-    return _seconds([json.loads(line) for line in lines])
 
 
 def _run(words: list[str]) -> None:

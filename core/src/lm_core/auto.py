@@ -319,10 +319,12 @@ def _part(
     spec = source.spec
     partition = Partition(config, context.degrees, targets.shapes(spec, config))
 
-    def read(config: ModelConfig, **lenient: Collection[str]) -> Tensors:
+    def read(
+        config: ModelConfig, absent: Collection[str] = (), spare: Collection[str] = ()
+    ) -> Tensors:
         return ranks.open_for(
             name_or_path, config, spec, partition, context.rank, recut.auto_trans, recut.scratch,
-            recut.src_strategy or None, **lenient,
+            recut.src_strategy or None, absent=absent, spare=spare,
         )  # fmt: skip
 
     return _tensors(read, source.path, config, absent, context.is_last_stage)

@@ -35,16 +35,17 @@ class SequenceClassifier(Network):
         self.spec_name = decoder.spec_name
         self.decoder = decoder
         self.dropout_state = decoder.dropout_state
-        self.score = Linear(
-            config.hidden_size,
-            config.num_labels,
-            bias=False,
-            std=config.initializer_range,
-            dtype=config.param_init_type,
-        )
-        self.score.update_parameters_name("score.")
-        if not init.skip_initial_values():
-            self.initialize(0, only=[self.score.weight.name])
+        if decoder.context.is_last_stage:
+            self.score = Linear(
+                config.hidden_size,
+                config.num_labels,
+                bias=False,
+                std=config.initializer_range,
+                dtype=config.param_init_type,
+            )
+            self.score.update_parameters_name("score.")
+            if not init.skip_initial_values():
+                self.initialize(0, only=[self.score.weight.name])
 
     def enter(self, input_ids: Tensor) -> Tensor:
         """As of the decoder."""

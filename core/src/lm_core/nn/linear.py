@@ -55,7 +55,6 @@ class Linear(nn.Cell):
         self.bias = (
             Parameter(Tensor(np.zeros(outputs, np.float32), kind), name="bias") if bias else None
         )
-        self.has_bias = bias
         self.compute_type = backend.compute_dtype(compute_dtype)
         self.cast_needed = not (self.compute_type == kind == ms.float32)
         self.adapter = None
@@ -90,7 +89,7 @@ class Linear(nn.Cell):
 
     def add_bias(self, y: Tensor) -> Tensor:
         """y: [T, outputs]."""
-        if not self.has_bias:
+        if self.bias is None:
             return y
         if self.cast_needed:
             return y + self.bias.astype(y.dtype)

@@ -217,14 +217,12 @@ def init_context(
     """
     from lm_core.parallel import backend
 
-    get = (
-        context_config.get
-        if isinstance(context_config, dict)
-        else lambda key, default: getattr(context_config, key, default)
-    )
+    given = context_config or {}
+    given = given if isinstance(given, dict) else vars(given)
+    device = given.get("device_id")
     if not use_parallel:
         _check_alone()
-        backend.setup(int(get("device_id", 0) or 0))
+        backend.setup(device if isinstance(device, int) else 0)
         if parallel_config is not None:
             ParallelContext.from_config(parallel_config)
         return 0, 1

@@ -256,9 +256,9 @@ def _own_stage(path: Path) -> int:
     if path.suffix == ".json":
         items = json.loads(path.read_bytes()).get("parallel_strategy_item") or {}
         return int(next(iter(items.values()))["stage"]) if items else 0
-    from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
+    from mindspore.train import node_strategy_pb2
 
-    parsed = ParallelStrategyMap()
+    parsed = node_strategy_pb2.ParallelStrategyMap()  # type: ignore[attr-defined]
     parsed.ParseFromString(path.read_bytes())
     items = parsed.parallel_strategy_item
     return int(items[0].parallel_strategys.stage) if items else 0
