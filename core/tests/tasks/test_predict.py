@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ast
 import logging
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import lm_core
-from lm_core import cli
+from lm_core import AutoTokenizer, cli, job
 from lm_core.config.model import ModelConfig
 from lm_core.errors import GenerationError
+from lm_core.parallel.context import ParallelContext
 from lm_core.spec import ModelSpec
 from lm_core.tasks.predict import prompts
 
@@ -32,7 +31,7 @@ class Echo:
     """Says "!" and ends; remembers how it was asked."""
 
     def __init__(self, config):
-        self.config = config
+        self.config, self.context = config, ParallelContext.local()
         self.calls = []
 
     def generate(self, ids, settings, streamer=None, **options):
@@ -46,22 +45,21 @@ class Echo:
 
 @pytest.fixture
 def auto(monkeypatch):
-    """Stands in for lm_core.auto; `auto.models` are those that were loaded."""
+    """Stands in for loading; `auto.models` are those that were loaded."""
     fake = SimpleNamespace(models=[], paths=[])
 
-    def load_model(path, config, adapter=None):
+    def load_model(run, path, context, adapter=None):
         fake.paths.append(("model", str(path)))
-        fake.models.append(Echo(config.copy(checkpoint_name_or_path=path)))
+        fake.models.append(Echo(run.model.config.copy(checkpoint_name_or_path=path)))
         return fake.models[-1]
 
     def load_tokenizer(path):
         fake.paths.append(("tokenizer", str(path)))
         return Letters()
 
-    fake.AutoModel = SimpleNamespace(from_pretrained=load_model)
-    fake.AutoTokenizer = SimpleNamespace(from_pretrained=load_tokenizer)
-    monkeypatch.setitem(sys.modules, "lm_core.auto", fake)
-    monkeypatch.setattr(lm_core, "auto", fake, raising=False)
+    monkeypatch.setattr(job, "join", lambda run: ParallelContext.local())
+    monkeypatch.setattr(job, "load", load_model)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_tokenizer)
     return fake
 
 

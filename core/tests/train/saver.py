@@ -28,6 +28,8 @@ from lm_core.checkpoint import atomic, io, saved
 from lm_core.checkpoint.layout.tensors import Memory
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError
+from lm_core.parallel.context import ParallelContext
+from lm_core.train.agreement import Agreement
 from lm_core.train.callbacks import CheckpointMonitor
 from lm_core.train.state import Snapshot
 
@@ -40,6 +42,7 @@ class Run:
 
     def __init__(self, size: int, steps: int, total: int = 1 << 30) -> None:
         self.size, self.steps, self.total_steps, self.state = size, steps, total, self
+        self.agreement = Agreement(ParallelContext.local())
 
     def snapshot(self, *, copy: bool = True, number: int | None = None) -> Snapshot:
         number = self.steps if number is None else number
@@ -47,6 +50,7 @@ class Run:
         return Snapshot(
             spec_name="toy",
             config=CONFIG,
+            context=ParallelContext.local(),
             weights=Memory({"a": values}),
             moments=Memory({"m": values, "v": values}),
             counters={"version": 1, "step": number},

@@ -18,7 +18,9 @@ import pytest
 
 from lm_core.checkpoint import atomic
 from lm_core.errors import CheckpointError, ConfigError
+from lm_core.parallel.context import ParallelContext
 from lm_core.train import callbacks
+from lm_core.train.agreement import Agreement
 from lm_core.train.callbacks import CheckpointMonitor, LossMonitor, MetricsFile, TensorBoard
 
 
@@ -36,6 +38,7 @@ class Loop(SimpleNamespace):
     def __init__(self, total: int = 10, start: int = 0) -> None:
         super().__init__(steps=start, total_steps=total, epochs=3, saved=[], broken=())
         self.state = SimpleNamespace(snapshot=self.snapshot)
+        self.agreement = Agreement(ParallelContext.local())
 
     def seconds_left(self) -> float:
         return 65.0
