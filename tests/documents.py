@@ -15,8 +15,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 SKIP = re.compile(r"<!-- test: skip (.+?) -->")
+NAMED = re.compile(r"# (\w+\.py)\n")  # the first line of a program that is a file
 FENCE = re.compile(r"^\s*```(\w*)\s*$")
 TESTED = ("bash", "python", "yaml")
 SCRIPT = re.compile(r"^\s*(for|while|if|cd|export|\w+=)", re.MULTILINE)
@@ -87,9 +89,11 @@ class Runner:
         return text
 
     def _python(self, block: Block, text: str) -> None:
-        script = self.folder / f"{block.file.stem}_{block.line}.py"
+        named = NAMED.match(text)
+        script = self.folder / (named[1] if named else f"{block.file.stem}_{block.line}.py")
         script.write_text(text, encoding="utf-8")
-        runpy.run_path(str(script), run_name="__main__")
+        with mock.patch.object(sys, "argv", [str(script)]):
+            runpy.run_path(str(script), run_name="__main__")
 
     def _yaml(self, block: Block, text: str) -> None:
         from lm_core import LmConfig

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from documents import TESTED, Runner, blocks
 
+from lm_core.launch.job import free_port
 from lm_core.testing import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +32,10 @@ SMALLER = [
     (r"--config gpt2_lora(?= )", "--config tiny_lora.yaml"),
     (r"--max_length 64", "--max_length 32"),
     (r"--max_steps (200|50)", "--max_steps 2"),
+    (r"--max_steps 1000", "--max_steps 4"),
     (r"\[50256\]", "[399]"),
     (r"(?<= )((?:packages|tools)/\S+\.(?:sh|py))", rf"{ROOT}/\1"),
+    (r"--master_port=8119", f"--master_port={free_port()}"),
     (r"ssh \S+ (\"[^\"]*\") &", r"bash -c \1"),  # every machine is this one
 ]
 

@@ -10,6 +10,7 @@ from lm_core.checkpoint import hub, parts
 from lm_core.checkpoint.ranks import TRANSFORMED
 from lm_core.config.checks import check_world
 from lm_core.errors import ConfigError
+from lm_core.log import get_logger
 from lm_core.parallel.context import ParallelContext, init_context, job_size, take_place
 from lm_core.parallel.partition import Partition
 from lm_core.peft import targets
@@ -60,6 +61,10 @@ def write_strategy(run: RunConfig, context: ParallelContext) -> None:
     """Writes the strategy file of this rank below the run's output, where there are several."""
     if context.world_size > 1:
         parts.write_strategy(run.output_dir, partition(run), context.rank)
+    elif run.only_save_strategy:
+        get_logger(__name__).warning(
+            "only_save_strategy: one process cuts nothing; no file is written"
+        )
 
 
 def load(run: RunConfig, name_or_path: str | Path, context: ParallelContext, **options: Any) -> Any:
