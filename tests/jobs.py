@@ -137,7 +137,8 @@ def history(output: Path, rank: int = 0) -> list[dict[str, float]]:
 
 def losses(output: Path, rank: int = 0) -> list[tuple[float, ...]]:
     """Step, loss and norm of each step."""
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in history(output, rank)]
+    found = [line for line in history(output, rank) if "loss" in line]  # the others: evaluations
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in found]
 
 
 def steps(output: Path, rank: int) -> list[int]:
