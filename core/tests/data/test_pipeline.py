@@ -143,7 +143,13 @@ def test_a_position_of_another_order_is_refused(dataset, change):
     name = next(iter(change))
     with pytest.raises(DataError, match=f"resume: {name} was") as caught:
         other.load_state(state)
-    assert len(caught.value.problems) == 1
+    (problem,) = caught.value.problems
+    if name == "batch_size":
+        assert "was 4, now it is 5" in problem
+        assert "runner_config.batch_size x gradient_accumulation_steps x data_parallel" in problem
+        assert problem.endswith("change runner_config.batch_size")
+    else:
+        assert problem.endswith("set it back")
 
 
 def test_a_position_in_other_data_is_refused(dataset, records, tmp_path):

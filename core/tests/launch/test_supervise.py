@@ -19,6 +19,14 @@ def test_all_well(jobs):
     assert "rank 1 of 2 starts" in jobs.log(1) and "secret" in jobs.log(1)
 
 
+def test_what_mindspore_says_of_its_connections_is_in_the_logs_alone(jobs):
+    """On the screen it would stand between the lines of rank 0, and between those of a death."""
+    line = "[INFO] DISTRIBUTED(1:0x7f:python): Start] Event base dispatch success!"
+    status, out, errors = jobs.run(f"0:print=hello,print={line}", f"1:print={line},exit=3")
+    assert (status, "DISTRIBUTED" in out + errors) == (3, False)
+    assert line in jobs.log(0) and line in jobs.log(1)
+
+
 def test_workers_get_their_ranks_and_flags(jobs):
     jobs.run("--config", "a b", NPROC=3, PATH=f"/nowhere:{os.environ['PATH']}")
     for rank in range(3):

@@ -26,6 +26,14 @@ COLUMNS = ("input_ids", "attention_mask", "labels")
 # on a million.
 _WINDOW = 1 << 16
 
+_MEND = "set it back"
+_MENDS = {
+    "batch_size": "that is runner_config.batch_size x gradient_accumulation_steps x data_parallel "
+    "x (with pipeline stages) micro_batch_num, which together must give what they gave; change "
+    "runner_config.batch_size"
+}
+"""What to do where it is not simply one setting."""
+
 
 class RecordDataset:
     """The records of MindRecord files, numbered through all of them.
@@ -303,7 +311,7 @@ class BatchIterator:
             raise DataError(
                 *(
                     f"resume: {name} was {state.get(name)}, now it is {identity[name]}; the "
-                    f"position in the data means something else now; set it back"
+                    f"position in the data means something else now; {_MENDS.get(name, _MEND)}"
                     for name in changed
                 )
             )

@@ -28,6 +28,8 @@ TERM_SECONDS = 5.0
 """Between asking and killing where there is nothing left to save."""
 _KILL_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+_NOISE = (b"[INFO] DISTRIBUTED(", b"[WARNING] DISTRIBUTED(")
+"""How lines begin that MindSpore writes of its own connections, some whatever GLOG_v says."""
 
 
 class Process:
@@ -87,7 +89,8 @@ class Process:
                 text = file.read().decode(errors="replace")
         except OSError:
             return []
-        return [shown for line in text.splitlines() if (shown := line.rstrip())][-count:]
+        lines = (line.rstrip() for line in text.splitlines())
+        return [line for line in lines if line and not _is_noise(line.encode())][-count:]
 
 
 @cache
@@ -191,6 +194,8 @@ class Screen:
         text = self._rest + self._file.read()
         cut = len(text) if last else max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         shown, self._rest = text[:cut], text[cut:]
+        lines = shown.splitlines(keepends=True)
+        shown = b"".join(line for line in lines if not _is_noise(line))
         if shown:
             self._errors += errors(shown.decode(errors="replace").splitlines())
             _write(shown)
@@ -200,6 +205,11 @@ class Screen:
         """Writes the rest."""
         self.show(last=True)
         self._file.close()
+
+
+def _is_noise(line: bytes) -> bool:
+    """Whether a line stays in the log, and is not shown."""
+    return line.startswith(_NOISE)
 
 
 def _write(text: bytes) -> None:

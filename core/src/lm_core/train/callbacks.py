@@ -254,14 +254,16 @@ class CheckpointMonitor(Callback):
 
     def finish(self, loop: TrainLoop) -> None:
         self._wait()
-        if self.last == self._path(loop):
+        path = self._path(loop)
+        # All or none go on to the question of `_prune_if_all`: where a save on the way failed at
+        # this very step, some ranks have it and others have not.
+        if loop.agreement.all(self.last == path):
             return
-        written = False
         try:
-            self._write(loop.state.snapshot(copy=False), self._path(loop))
-            written = True
+            if self.last != path:
+                self._write(loop.state.snapshot(copy=False), path)
         finally:
-            self._prune_if_all(loop, written)
+            self._prune_if_all(loop, self.last == path)
 
     def close(self) -> None:
         self._wait()

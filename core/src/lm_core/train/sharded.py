@@ -17,7 +17,8 @@ from lm_core.parallel.collectives import FusedAllReduce
 from lm_core.parallel.context import ParallelContext
 from lm_core.train.optimizer import Optimizer
 
-_OWN = "own."
+_OWN = ".own."
+"""Before the name of a weight; with both points, since names end in "down." as well."""
 
 
 class ShardedOptimizer(Optimizer):
@@ -57,7 +58,7 @@ class ShardedOptimizer(Optimizer):
 
     def state(self) -> Mapping[str, Parameter]:
         """This rank's part of the state, under the names of the whole."""
-        return {name.replace(_OWN, "", 1): p for name, p in self.rule.state().items()}
+        return {name.replace(_OWN, ".", 1): p for name, p in self.rule.state().items()}
 
     def construct(self, gradients: tuple[Tensor, ...], factor: Tensor, *scalars: Tensor) -> Tensor:
         own, done = (), factor
@@ -101,7 +102,7 @@ class Slice(nn.Cell):
         """A parameter for this part of a weight."""
         shape = tuple(self.count if dim == self.dim else n for dim, n in enumerate(weight.shape))
         zeros = Tensor(np.zeros(shape, np.float32), weight.dtype)
-        return Parameter(zeros, name=f"{_OWN}{weight.name}", requires_grad=False)
+        return Parameter(zeros, name=f"{_OWN[1:]}{weight.name}", requires_grad=False)
 
     def take(self, x: Tensor) -> Tensor:
         """x: the whole. Returns this part."""
