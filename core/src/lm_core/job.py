@@ -11,7 +11,8 @@ from lm_core.checkpoint.ranks import TRANSFORMED
 from lm_core.config.checks import check_world
 from lm_core.errors import ConfigError
 from lm_core.log import get_logger
-from lm_core.parallel.context import ParallelContext, init_context, job_size, take_place
+from lm_core.parallel.context import ParallelContext, init_context, take_place
+from lm_core.parallel.machine import job_size
 from lm_core.parallel.partition import Partition
 from lm_core.peft import targets
 

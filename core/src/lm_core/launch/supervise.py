@@ -35,7 +35,7 @@ _LOG = get_logger(__name__)
 _INTERVAL = 0.05
 _TWICE_SECONDS = 0.5
 _SCHEDULER_SECONDS = 10.0
-_HINTS = {
+_HINTS: dict[int, str] = {
     signal.SIGKILL: " (often for want of memory)",
     signal.SIGTERM: " (MindSpore ends itself so when it loses a process, maybe of another machine)",
 }

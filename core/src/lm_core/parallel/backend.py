@@ -7,6 +7,7 @@ so a CPU computes in float32 whatever the run file asks for (and says so once).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import mindspore as ms
@@ -14,7 +15,7 @@ from mindspore import communication
 
 from lm_core.errors import ConfigError
 from lm_core.log import notice_once
-from lm_core.parallel.context import ParallelContext, job_size
+from lm_core.parallel.machine import job_size
 
 CALL_DEPTH = 10_000
 """Calls within calls that a graph may hold. A training step makes about 40 for each layer, and with
@@ -86,9 +87,13 @@ def _own_device() -> int | None:
 _groups: set[str] = set()
 
 
-def make_groups(context: ParallelContext) -> None:
-    """Makes the groups of ranks that `context` is in, once. All ranks must call it."""
-    for name, ranks in context.groups():
+def make_groups(groups: Iterable[tuple[str, Sequence[int]]]) -> None:
+    """Makes groups of ranks, each once; all ranks that are in one must call it.
+
+    Args:
+        groups: name and ranks (`ParallelContext.groups`).
+    """
+    for name, ranks in groups:
         if name not in _groups:
-            communication.create_group(name, ranks)
+            communication.create_group(name, list(ranks))
             _groups.add(name)

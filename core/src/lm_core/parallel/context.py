@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lm_core.config.parallel import ParallelConfig
 from lm_core.errors import ConfigError
+from lm_core.parallel.machine import job_size
 
 if TYPE_CHECKING:
     from lm_core.config.schema import ContextConfig
@@ -193,12 +193,6 @@ class ParallelContext:
         return size // self.model_parallel
 
 
-def job_size() -> int:
-    """The processes of the job that this one was started in, by msrun or otherwise; 1 if alone."""
-    number = os.environ.get("MS_WORKER_NUM") or os.environ.get("RANK_SIZE") or "1"
-    return int(number) if number.isdigit() else 1
-
-
 def init_context(
     use_parallel: bool = False,
     context_config: ContextConfig | dict[str, object] | None = None,
@@ -248,7 +242,7 @@ def take_place(degrees: ParallelConfig, size: int, rank: int) -> ParallelContext
     if size > 1:
         from lm_core.parallel import backend
 
-        backend.make_groups(context)
+        backend.make_groups(context.groups())
     _place = context
     return context
 

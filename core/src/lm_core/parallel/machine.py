@@ -66,6 +66,12 @@ def free_memory() -> int:
     return min(memory(), int(found[0][1]) * 1024) if found else memory()
 
 
+def job_size() -> int:
+    """The processes of the job that this one was started in, by msrun or otherwise; 1 if alone."""
+    number = os.environ.get("MS_WORKER_NUM") or os.environ.get("RANK_SIZE") or "1"
+    return int(number) if number.isdigit() else 1
+
+
 def has_ascend() -> bool:
     """Whether the driver of an Ascend card shows one."""
     return any(Path("/dev").glob("davinci[0-9]*"))

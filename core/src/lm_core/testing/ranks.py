@@ -105,7 +105,7 @@ def compute(spec: ModelSpec, case: Case, rank: int = 0) -> Found:
     config = run.model.config
     context = ParallelContext.from_config(config.parallel_config, case.world_size, rank)
     if case.world_size > 1:
-        backend.make_groups(context)
+        backend.make_groups(context.groups())
     model = empty_model(config, context=context, seed=run.seed)
     model.initialize(run.seed)
     if config.pet_config is not None:

@@ -6,7 +6,7 @@ others from the ranks that own them. The rule itself is that of one process, ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import mindspore as ms
@@ -56,7 +56,7 @@ class ShardedOptimizer(Optimizer):
     def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, ...]:
         return self.rule.scalars(learning_rate, update)
 
-    def state(self) -> Mapping[str, Parameter]:
+    def state(self) -> dict[str, Parameter]:
         """This rank's part of the state, under the names of the whole."""
         return {name.replace(_OWN, ".", 1): p for name, p in self.rule.state().items()}
 
@@ -74,7 +74,8 @@ class ShardedOptimizer(Optimizer):
         whole = ()
         for i in self.shared:
             new = ops.depend(self.rule.parameters[i], done)
-            whole += (self.slices[i].place(new.astype(ms.float32)),)
+            part = self.slices[i]
+            whole += (part.place(new.astype(ms.float32)),)  # type: ignore[union-attr]
         whole = self.exchange(whole)
         for k in range(len(self.shared)):
             weight = self.parameters[self.shared[k]]
