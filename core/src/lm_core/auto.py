@@ -307,13 +307,15 @@ def _part(
     recut: Recut | None,
 ) -> Tensors:
     """This rank's part of the weights: all of them, where it is alone and they lie in one piece."""
-    from lm_core.checkpoint import rankfolders, ranks
+    from lm_core.checkpoint import rankfolders, ranks, saved
     from lm_core.parallel.context import ParallelContext
     from lm_core.parallel.partition import Partition
 
     recut = recut or Recut()
     context = context or ParallelContext.current()
-    in_parts = Path(name_or_path).exists() and rankfolders.has_ranks(name_or_path)
+    in_parts = Path(name_or_path).exists() and any(
+        step.layout.cuts_weights for step in rankfolders.steps(name_or_path, saved.CONFIG)
+    )
     if context.world_size == 1 and not in_parts and not recut.src_strategy:
         return _tensors(source.tensors, source.path, config, absent)
     spec = source.spec

@@ -18,6 +18,7 @@ from lm_core.checkpoint import ckpt, io, tensorfile
 from lm_core.checkpoint.atomic import MANIFEST, verify
 from lm_core.checkpoint.layout import Cast, Memory, cast, stream
 from lm_core.errors import CheckpointError, ConfigError, GenerationError, LmError
+from lm_core.parallel import context as context_module
 from lm_core.parallel.context import ParallelContext
 from lm_core.testing import tiny
 from lm_core.tokenizer.bpe_train import train_bpe
@@ -317,6 +318,17 @@ def test_tokenizers_of_nothing(tmp_path, tokenizer_files):
         AutoTokenizer.from_pretrained(tokenizer_files)
     with pytest.raises(LmError, match="no such file or directory"):
         AutoTokenizer.from_pretrained(tmp_path / "nowhere")
+
+
+def test_models_are_for_the_place_that_was_taken(model, saved, monkeypatch):
+    monkeypatch.setattr(context_module, "_place", ParallelContext(model_parallel=2, rank=1))
+    whole, part = tiny.weights(model), tiny.weights(AutoModel.from_pretrained(saved))
+    up = "layers.0.mlp.up.weight"
+    np.testing.assert_array_equal(part[up], np.split(whole[up], 2, 1)[1])
+    fresh = AutoModel.from_config(Gpt2Config(**SMALL))
+    assert fresh.context.tp_rank == 1
+    alone = AutoModel.from_pretrained(saved, context=ParallelContext.local())
+    assert same(alone, model)
 
 
 def test_a_part_of_a_model_is_no_model(tmp_path):
