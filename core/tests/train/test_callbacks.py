@@ -11,66 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_loop import Loop, names, record
 
 from lm_core.checkpoint import atomic
 from lm_core.errors import CheckpointError, ConfigError
-from lm_core.parallel.context import ParallelContext
 from lm_core.train import callbacks
-from lm_core.train.agreement import Agreement
 from lm_core.train.callbacks import CheckpointMonitor, LossMonitor, MetricsFile, TensorBoard
-
-
-def record(step: int, **changes):
-    values = {
-        "step": step, "epoch": 1, "loss": 2.0 + step, "lr": 3e-4, "grad_norm": 0.5, "tokens": 64,
-        "tokens_per_second": 1234.5, "loss_scale": 1.0, "skipped": False,
-    }  # fmt: skip
-    return {**values, **changes}
-
-
-class Loop(SimpleNamespace):
-    """What callbacks see of a loop; its state saves a file that says which step it was."""
-
-    def __init__(self, total: int = 10, start: int = 0) -> None:
-        super().__init__(steps=start, total_steps=total, epochs=3, saved=[], broken=())
-        self.state = SimpleNamespace(snapshot=self.snapshot)
-        self.agreement = Agreement(ParallelContext.local())
-
-    def seconds_left(self) -> float:
-        return 65.0
-
-    def snapshot(self, *, copy: bool = True) -> SimpleNamespace:
-        step = self.steps if copy else None
-
-        def write(path: Path) -> None:
-            now = self.steps if step is None else step
-            if now in self.broken:
-                raise CheckpointError(f"{path}: disk is full; make room")
-            with atomic.new_directory(path, overwrite=True) as scratch:
-                (scratch / "training.json").write_text(json.dumps({"step": now}))
-            self.saved.append(now)
-
-        return SimpleNamespace(write=write)
-
-    def run(self, *items, **changes) -> Loop:
-        for item in items:
-            item.begin(self)
-        while self.steps < self.total_steps:
-            self.steps += 1
-            for item in items:
-                item.after_step(self, record(self.steps, **changes))
-            for item in items:
-                item.end_step(self)
-        for item in items:
-            item.finish(self)
-            item.close()
-        return self
 
 
 def lines_of(caplog, *items, loop=None, **changes) -> list[str]:
@@ -166,10 +116,6 @@ def test_tensorboard_gets_every_number(monkeypatch, tmp_path):
     assert ("loss", 7.0, 5) in points and ("loss", 12.0, 10) in points
     assert {point[2] for point in points[:-1]} == {5, 10}
     assert {point[0] for point in points[:-1]} == record(1).keys() - {"step"}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted((path.name for path in folder.iterdir()), key=lambda n: int(n.split("-")[-1]))
 
 
 def test_checkpoints_by_steps_and_at_the_end(tmp_path):
@@ -396,68 +342,3 @@ def test_stopped_at_a_step_that_is_being_saved_it_is_saved_once(tmp_path, slow):
     with pytest.raises(CheckpointError, match="disk is full"):
         monitor.finish(loop)
     monitor.close()
-
-
-class Together:
-    """The agreement of two ranks that are threads; where only one asks, it fails."""
-
-    def __init__(self) -> None:
-        self.barrier, self.flags = threading.Barrier(2, timeout=5), []
-
-    def any(self, flag: bool) -> bool:
-        self.flags.append(flag)
-        self.barrier.wait()
-        found = any(self.flags)
-        if self.barrier.wait() == 0:
-            self.flags.clear()
-        self.barrier.wait()
-        return found
-
-    def all(self, flag: bool) -> bool:
-        return not self.any(not flag)
-
-
-def as_two(act: Callable[[int, Loop], None], total: int = 4) -> list[Loop]:
-    """Does something on two ranks at once."""
-    loops, together = [Loop(total), Loop(total)], Together()
-    for loop in loops:
-        loop.agreement = together
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(act, range(2), loops))
-    return loops
-
-
-@pytest.mark.parametrize("background", [True, False])
-def test_old_checkpoints_stay_until_every_rank_has_a_newer_one(tmp_path, background):
-    """Rank 1 cannot write for two steps, and its first part needs that of rank 0."""
-    seen = []
-
-    class Watcher(callbacks.Callback):
-        def end_step(self, loop):
-            seen.append((loop.steps, (tmp_path / "0" / "x-1").exists()))
-
-    def act(rank: int, loop: Loop) -> None:
-        loop.broken = (2, 3) if rank == 1 else ()
-        folder = tmp_path / str(rank)
-        monitor = CheckpointMonitor(folder, "x", every_steps=1, keep=1, background=background)
-        loop.run(monitor, *([Watcher()] if rank == 0 else []))
-
-    loops = as_two(act)
-    assert [loop.saved for loop in loops] == [[1, 2, 3, 4], [1, 4]]
-    assert [there for step, there in seen if step in (2, 3)] == [True, True]
-    assert names(tmp_path / "0") == names(tmp_path / "1") == ["x-4"]
-
-
-def test_ranks_that_stop_at_a_step_that_one_could_not_save(tmp_path):
-    """The other one has it, and does not leave while rank 1 asks for it."""
-
-    def act(rank: int, loop: Loop) -> None:
-        monitor = CheckpointMonitor(tmp_path / str(rank), "x", every_steps=2, keep=1)
-        monitor.begin(loop)
-        loop.steps, loop.broken = 2, (2,) if rank == 1 else ()
-        monitor.end_step(loop)
-        loop.broken = ()
-        monitor.finish(loop)
-        monitor.close()
-
-    assert [loop.saved for loop in as_two(act)] == [[2], [2]]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jobs as helpers
@@ -32,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = helpers.write_records(folder / "train.mindrecord", 31)
     settings = {
         "base": "gpt2_tiny", "seed": 5,
-        "model": {"model_config": helpers.SIZES},
+        "model": {"model_config": {**helpers.SIZES, "num_layers": 1}},  # compiles faster
         "runner_config": {"epochs": 100, "batch_size": 4, "max_steps": STEPS},
         "lr_schedule": {"type": "constant", "learning_rate": 1e-3},
         "train_dataset": {"data_loader": {"dataset_dir": str(records)}},
@@ -76,6 +77,16 @@ def same(output: Path, expected: Path) -> None:
         assert found == files(expected, STEPS, rank) and len(found) == 2
 
 
+@contextmanager
+def no_folder(folder: Path) -> Iterator[None]:
+    """A place that nothing can be saved in, for anybody."""
+    folder.rename(folder.with_name("aside"))
+    folder.touch()
+    yield
+    folder.unlink()
+    folder.with_name("aside").rename(folder)
+
+
 def kill_in_a_save(jobs: Jobs, folder: Path) -> None:
     """Kills rank 1 while it writes: it is halted before it is looked at again."""
     number = jobs.worker(1)
@@ -114,13 +125,20 @@ def in_step(jobs: Jobs, output: Path, step: int, process: subprocess.Popen[str])
 def test_a_rank_killed_at_start_in_a_step_and_in_a_save(
     jobs: Jobs, run: Path, unhurt: Path
 ) -> None:
-    """Each time the job starts again, from the newest step that both ranks have."""
+    """Each time the job starts again, from the newest step that both ranks have.
+
+    Before its second death rank 1 cannot save, and the job goes on without that checkpoint.
+    """
     output = jobs.folder / "output"
     process = jobs.start("pretrain", "--config", run, *DP2, NPROC=2, MAX_RESTARTS=3)
     assert jobs.until(lambda: jobs.worker(1))
     os.kill(jobs.worker(1) or 0, signal.SIGKILL)
     in_step(jobs, output, EVERY + 3, process)
+    with no_folder(output / "checkpoint/rank_1"):
+        in_step(jobs, output, 2 * EVERY + 3, process)
+    assert (steps(output, 0), steps(output, 1)) == ([EVERY, 2 * EVERY], [EVERY])
     os.kill(jobs.worker(1) or 0, signal.SIGKILL)
+    assert jobs.until(lambda: length(output) < 2 * EVERY)  # it has gone back
     in_step(jobs, output, 2 * EVERY + 1, process)
     kill_in_a_save(jobs, output / "checkpoint/rank_1")
     common = max(set(steps(output, 0)) & set(steps(output, 1)))
@@ -129,7 +147,10 @@ def test_a_rank_killed_at_start_in_a_step_and_in_a_save(
     assert ended.errors.count("rank 1 was killed by SIGKILL") == 3
     for number in (1, 2, 3):
         assert f"restart {number} of 3, from the newest checkpoint" in ended.errors
-    assert f"t-{common}: step {common}" in ended.out
+    for step in (EVERY, common):
+        assert f"t-{step}: step {step}" in ended.out
+    log = (output / "log/rank_1/launch.log").read_text()
+    assert log.count(f"CHECKPOINT NOT SAVED at step {2 * EVERY}") == 1
     assert not hidden(output / "checkpoint/rank_1")
     same(output, unhurt)
 
@@ -150,14 +171,17 @@ def test_a_death_ends_the_job(jobs: Jobs, run: Path) -> None:
 def test_stopped_and_gone_on_with_by_the_same_and_by_others(
     jobs: Jobs, run: Path, unhurt: Path
 ) -> None:
-    """dp2 with SIGTERM, tp2 with Ctrl-C, one process; the same order of data and losses."""
-    output = jobs.folder / "output"
-    process = jobs.start("pretrain", "--config", run, *DP2, NPROC=2)
+    """dp2 with SIGTERM, tp2 with Ctrl-C, one process; the same order of data and losses.
+
+    The first saves in the background.
+    """
+    output, dp2 = jobs.folder / "output", (*DP2, "callbacks.CheckpointMonitor.async_save=True")
+    process = jobs.start("pretrain", "--config", run, *dp2, NPROC=2)
     in_step(jobs, output, EVERY + 4, process)
     reached = stop(jobs, process, signal.SIGTERM, output)
     shutil.copytree(output, jobs.folder / "others")
     again = ("pretrain", "--config", run, "--resume_training", "true")
-    ended = jobs.run(*again, *DP2, NPROC=2)
+    ended = jobs.run(*again, *dp2, NPROC=2)
     assert ended.status == 0 and f"t-{reached}: step {reached}" in ended.out, ended
     same(output, unhurt)
 

@@ -246,7 +246,7 @@ def _write(path: Path, found: Found) -> None:
 
 
 def _read(path: Path) -> Found:
-    with np.load(path) as file:
+    with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
 
     def within(folder: str) -> dict[str, np.ndarray]:
