@@ -1,8 +1,8 @@
 """Bytes that a training step really sends between processes of one machine, and what was counted.
 
 The loopback interface counts all bytes; a long run less a short one leaves those of the steps in
-between. Nothing else may use it meanwhile. Virtual machines may count a byte twice, so bytes that
-the script itself sends are the measure. `python tools/bench/wire.py` prints a table.
+between. Nothing else may use it meanwhile. Bytes that the script itself sends are the measure.
+`python tools/bench/wire.py` prints a table.
 """
 
 from __future__ import annotations
