@@ -65,12 +65,12 @@ def step_seconds(folder: Path, degrees: Mapping[str, Any], output: str) -> float
     Raises:
         ContenderError: as `train`; or it took part of what was asked for.
     """
-    train(folder, degrees, output)
+    train(folder, degrees, output, STEPS)
     lines = (folder / output / "log" / "rank_0" / "metrics.jsonl").read_text().splitlines()
     return _seconds([json.loads(line) for line in lines])
 
 
-def train(folder: Path, degrees: Mapping[str, Any], output: str, steps: int = STEPS) -> None:
+def train(folder: Path, degrees: Mapping[str, Any], output: str, steps: int) -> None:
     """Runs what was prepared.
 
     Args:
