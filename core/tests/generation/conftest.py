@@ -68,7 +68,7 @@ class GreedyFakeDecoder(FakeDecoder):
 @dataclass
 class FakeModel:
     vocab: int = 31
-    context: int = 24
+    positions: int = 24
     seed: int = 0
     decoder: type[FakeDecoder] = FakeDecoder
     settings: dict = field(default_factory=dict)
@@ -78,7 +78,7 @@ class FakeModel:
     @property
     def config(self) -> SimpleNamespace:
         values = {
-            "vocab_size": self.vocab, "seq_length": self.context, "eos_token_id": None,
+            "vocab_size": self.vocab, "seq_length": self.positions, "eos_token_id": None,
             "bos_token_id": None, "pad_token_id": None,
             "do_sample": False, "top_k": 50, "top_p": 1.0, "temperature": 1.0,
             "repetition_penalty": 1.0, "num_beams": 1, "use_past": True, "max_length": None,
@@ -95,10 +95,10 @@ class FakeModel:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch):
-    """`fake(vocab=, context=, seed=, eos_token_id=...)` makes a model that `generate` can run."""
+    """`fake(vocab=, positions=, seed=, eos_token_id=...)` makes a model that `generate` can run."""
 
     def make(decoder: type[FakeDecoder] = FakeDecoder, **options) -> FakeModel:
-        names = {"vocab", "context", "seed"}
+        names = {"vocab", "positions", "seed"}
         own = {name: options.pop(name) for name in names & set(options)}
         return FakeModel(**own, decoder=decoder, settings=options)
 

@@ -41,7 +41,7 @@ def exhaustive(model, prompt, limit, eos, length_penalty) -> tuple[float, list[i
 def test_wide_beams_find_the_best_answer(fake, eos, length_penalty):
     """With a beam per possible prefix and no early end, beam search is exhaustive."""
     for seed in range(6):
-        model = fake(vocab=4, context=8, seed=seed)
+        model = fake(vocab=4, positions=8, seed=seed)
         _, expected = exhaustive(model, [1], 5, eos, length_penalty)
         (found,) = generate(
             model,

@@ -53,7 +53,7 @@ def test_greedy_batches_equal_the_oracle(fake, decoder):
         eos = rng.choice(31, rng.integers(0, 12), replace=False).tolist()
         new = int(rng.integers(1, 15))
         found = lists(generate(model, prompts, max_new_tokens=new, eos_token_id=eos))
-        limits = [min(len(prompt) + new, model.context) for prompt in prompts]
+        limits = [min(len(prompt) + new, model.positions) for prompt in prompts]
         assert found == [oracle(model, *pair, eos) for pair in zip(prompts, limits, strict=True)]
         assert [
             lists(generate(model, row, max_new_tokens=new, eos_token_id=eos))[0] for row in prompts
@@ -168,11 +168,11 @@ def test_every_row_gets_max_new_tokens(fake):
 
 
 def test_defaults_to_20_new_tokens(fake):
-    assert len(generate(fake(context=64), [1, 2, 3])[0]) == 23
+    assert len(generate(fake(positions=64), [1, 2, 3])[0]) == 23
 
 
 def test_the_context_can_be_filled_to_the_last_place(fake, decoder):
-    model = fake(context=10, **decoder)
+    model = fake(positions=10, **decoder)
     assert lists(generate(model, [[1], list(range(9))], max_length=10)) == [
         oracle(model, [1], 10), oracle(model, range(9), 10)
     ]  # fmt: skip

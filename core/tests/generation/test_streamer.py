@@ -161,7 +161,7 @@ def test_one_row_only():
 
 
 def test_iterator_in_another_thread(fake):
-    model = fake(vocab=200, context=64)
+    model = fake(vocab=200, positions=64)
     streamer = TextIteratorStreamer(Bytes(), timeout=10)
     options = {"streamer": streamer, "max_length": 60, "eos_token_id": []}
     thread = Thread(target=generate, args=(model, [72, 105]), kwargs=options)

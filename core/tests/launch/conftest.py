@@ -43,6 +43,8 @@ class Jobs:
             [sys.executable, "-m", "lm_core.launch", model, verb, *words],
             cwd=self.folder, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            # The tests may themselves run under nohup, which children would inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
         self.started.append(process)
         return process

@@ -161,7 +161,8 @@ def refused(jobs: Jobs, verb: str, *words: str) -> str:
     ended: Ended = jobs.run(
         verb, "--config", "run.yaml", "--output_dir", "refused", *words, NPROC=2
     )
-    assert ended.status == 2 and ended.seconds < 15, ended
+    # Long before processes that wait for each other give up, however busy the machine is.
+    assert ended.status == 2 and ended.seconds < 60, ended
     assert "Traceback" not in ended.out + ended.errors
     assert "Traceback" not in (jobs.folder / "refused/log/rank_1/launch.log").read_text()
     (problem,) = ended.problems
