@@ -137,7 +137,7 @@ def test_more_eos_than_beams_still_leaves_beams(fake):
 
 
 def test_a_vocabulary_smaller_than_the_beams(fake):
-    model = fake(vocab=2, context=6)
+    model = fake(vocab=2, positions=6)
     (row,) = generate(model, [0], max_length=4, num_beams=5)
     assert row.tolist() == exhaustive(model, [0], 4, [], 1.0)[1]
 
