@@ -22,7 +22,9 @@ def test_all_well(jobs):
 def test_what_mindspore_says_of_its_connections_is_in_the_logs_alone(jobs):
     """On the screen it would stand between the lines of rank 0, and between those of a death."""
     line = "[INFO] DISTRIBUTED(1:0x7f:python): Start] Event base dispatch success!"
-    status, out, errors = jobs.run(f"0:print=hello,print={line}", f"1:print={line},exit=3")
+    status, out, errors = jobs.run(
+        f"0:print=hello,print={line},meet=a", f"1:meet=a,print={line},exit=3"
+    )
     assert (status, "DISTRIBUTED" in out + errors) == (3, False)
     assert line in jobs.log(0) and line in jobs.log(1)
 
@@ -102,7 +104,7 @@ def test_a_lost_scheduler_ends_the_job(jobs):
 
 @pytest.mark.parametrize("who", ["all", "0", "1"])
 def test_an_error_of_the_user_is_shown_once(jobs, who):
-    words = [f"{who}:error=seed:_is_x;_must_be_a_number,exit=2", "all:sleep=100"]
+    words = ["all:meet=a", f"{who}:error=seed:_is_x;_must_be_a_number,exit=2", "all:sleep=100"]
     status, out, errors = jobs.run(*words, MAX_RESTARTS=2)
     assert status == 2
     assert (out + errors).count("error: seed: is x; must be a number") == 1
@@ -235,7 +237,7 @@ def test_a_hang_ends_the_job(jobs):
 
 def test_a_hang_is_started_again(jobs):
     status, out, errors = jobs.run(
-        "all@1:beat,sleep=100", "0@2:print=went_on", MAX_RESTARTS=1, HANG_SECONDS=1
+        "all@1:meet=a,beat,sleep=100", "0@2:print=went_on", MAX_RESTARTS=1, HANG_SECONDS=1
     )
     assert (status, out) == (0, "went on\n") and "hangs" in errors
 
