@@ -264,7 +264,7 @@ class TrainStep:
 
     def choose_masks(self, batch: MicroBatch, number: int) -> None:
         """Masks follow from the place of a record in the batch of all ranks."""
-        rows, length = batch[0].shape
+        rows, length = batch[1].shape
         first = (self.model.context.dp_rank * self.accumulation + number) * rows
         self.model.set_dropout(self.seed, self.steps, first * length)
 
