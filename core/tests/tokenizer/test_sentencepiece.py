@@ -219,6 +219,13 @@ def test_a_named_token_without_id(folder):
         SentencePieceTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("index", ["470", -1, 4.5, None, True])
+def test_an_added_token_with_a_wrong_id(folder, index):
+    (folder / "added_tokens.json").write_text(json.dumps({"<pad>": index}))
+    with pytest.raises(TokenizerError, match=f"the id of the added token '<pad>' is {index!r}; m"):
+        SentencePieceTokenizer.from_pretrained(folder)
+
+
 def test_it_cannot_fill_in(tokenizer):
     assert tokenizer.infill_end_id is None
     with pytest.raises(TokenizerError, match="infill: this tokenizer has no tokens for infilling"):

@@ -68,28 +68,35 @@ class SentencePieceTokenizer(Tokenizer):
             index = getattr(library, f"{name.removesuffix('_token')}_id")()
             if named.get(name) is None and index >= 0:
                 named[name] = self._pieces[index]
-        found = self._own_special(library)
-        for name in NAMES:
-            if (index := self._index(library, named.get(name))) is not None:
-                found[self._pieces[index]] = index
-        renamed = set((special or {}).values())
-        found = {token: index for token, index in found.items() if index not in renamed}
-        found |= special or {}
+        found = self._all_special(library, named, special or {})
         super().__init__(found, split_special_tokens=split_special_tokens, **named)
-        self._size = max(len(self._pieces), *(index + 1 for index in found.values()))
+        self._size = max([len(self._pieces) - 1, *found.values()]) + 1
+
+    def _all_special(
+        self, library: Any, named: Mapping[str, Any], given: Mapping[str, int]
+    ) -> dict[str, int]:
+        """The model's own special tokens, the named ones that it has, and those given.
+
+        What is given for the id of another stands in its place.
+        """
+        found = self._own_special(library)
+        for token in (named[name] for name in NAMES if named.get(name) is not None):
+            if (index := self._index(library, token)) is not None:
+                found[token] = index
+        replaced = set(given.values())
+        kept = {token: index for token, index in found.items() if index not in replaced}
+        return kept | dict(given)
 
     def _own_special(self, library: Any) -> dict[str, int]:
         """Pieces that are special whatever the files of the folder say: the control symbols."""
-        return {
-            piece: index
-            for index, piece in enumerate(self._pieces)
-            if library.is_control(index) or library.is_unknown(index)
-        }
+        every = list(range(len(self._pieces)))
+        kinds = zip(library.is_control(every), library.is_unknown(every), strict=True)
+        return {self._pieces[index]: index for index, kind in enumerate(kinds) if any(kind)}
 
-    def _index(self, library: Any, token: str | None) -> int | None:
-        """Id of a piece; the library answers for unknown ones, too."""
-        index = library.unk_id() if token is None else library.piece_to_id(token)
-        return index if index >= 0 and token == self._pieces[index] else None
+    def _index(self, library: Any, token: str) -> int | None:
+        """Id of a piece; of what is none the library says the id of the unknown one."""
+        index = library.piece_to_id(token)
+        return index if self._pieces[index] == token else None
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **settings: Any) -> Self:
