@@ -266,3 +266,12 @@ def test_infill_that_cannot_be(filling, capsys, predict, words, message):
     assert message in shown.err
     assert not shown.out
     assert not filling.models
+
+
+def test_infill_with_the_tokenizer_of_another_model(filling, capsys, monkeypatch, predict):
+    monkeypatch.setattr(Filling, "infill_end_id", 128)
+    assert predict("--infill", "--predict_data", "a<FILL_ME>") == 2
+    assert "infill: the tokenizer's token that ends it is 128; must be within the model's " in (
+        capsys.readouterr().err
+    )
+    assert not filling.models[0].calls

@@ -176,6 +176,7 @@ def _encoded(
 
     Raises:
         TokenizerError: this vocabulary has no tokens for infilling.
+        GenerationError: the model's has none.
     """
     from lm_core.generation.config import GenerationConfig
 
@@ -183,6 +184,12 @@ def _encoded(
     if not gaps:
         return tokenizer(texts)["input_ids"]
     ids = [tokenizer.build_infill_prompt(gap.prefix, gap.suffix) for gap in gaps]
+    if tokenizer.infill_end_id >= config.vocab_size:
+        raise GenerationError(
+            f"infill: the tokenizer's token that ends it is {tokenizer.infill_end_id}; must be "
+            f"within the model's vocabulary of {config.vocab_size}; use weights and tokenizer of "
+            f"one model"
+        )
     own = GenerationConfig.from_model(config, **generator.defaults).completed(config).eos_ids
     generator.defaults["eos_token_id"] = [*own, tokenizer.infill_end_id]
     return ids
