@@ -31,8 +31,6 @@ _OBJECTS = (
     "its own shadow",
     "two blue cups",
 )
-
-
 _PRINTABLE = "".join(map(chr, range(33, 127)))
 
 

@@ -334,7 +334,7 @@ class Tokenizer:
 
     def decode_infill(self, ids: Any) -> str:
         """Text of what a model said after such a prompt, up to the token that ends it."""
-        return str(self.decode(ids, skip_special_tokens=True))
+        raise NotImplementedError
 
     @property
     def all_special_ids(self) -> list[int]:
