@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lm_core.nn.network import Network
     from lm_core.train.optimizer import Optimizer
 
-MicroBatch = tuple[np.ndarray, np.ndarray]
+MicroBatch = tuple[np.ndarray, ...]
 """input_ids and labels, int32 [B, S]; labels[b, t] follows input_ids[b, t], -100 is not trained."""
 
 
