@@ -47,18 +47,8 @@ class Pieces(Tokenizer):
     def _encode(self, text):
         return self.model.encode(text)
 
-    def _bytes(self, ids):
-        return b"".join(map(self._piece, ids))
-
     def _token(self, index):
         return self.model.id_to_piece(index)
-
-    def _piece(self, index):
-        assert index > 2, "a special token has no bytes"
-        piece = self.model.id_to_piece(index)
-        if self.model.is_byte(index):
-            return bytes([int(piece[3:-1], 16)])
-        return piece.replace("\u2581", " ").encode()
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,15 @@ def test_paragraphs_one_after_the_other(pieces, wiki, monkeypatch, item):
     assert {row["input_ids"].dtype for row in rows} == {np.dtype("int32")}
 
 
+def test_words_that_wikitext_left_out_are_the_unknown_token(pieces, wiki):
+    pieces.split_special_tokens = True  # as Llama's tokenizer is used otherwise
+    try:
+        rows, _ = run([wiki], pieces, "--seq_length", "1")
+    finally:
+        pieces.split_special_tokens = False
+    assert [int(i) for row in rows for i in row["input_ids"]].count(pieces.unk_token_id) == 1
+
+
 def test_repeated_text_is_cut_as_one(pieces, wiki):
     rows, counts = run([wiki], pieces, "--seq_length", "9", "--repeat", "3")
     ids = stream(pieces, TEXTS)[0] * 3

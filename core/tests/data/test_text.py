@@ -135,6 +135,19 @@ def test_documents_end_with_the_end_of_text(tokenizer, tmp_path, monkeypatch, it
     assert counts["tokens"] == len(expected)
 
 
+@pytest.mark.parametrize("item", [1, 1 << 17])
+def test_documents_begin_where_the_tokenizer_says_so(pieces, tmp_path, monkeypatch, item):
+    monkeypatch.setattr(module, "_ITEM", item)
+    texts = "a lobster", "", "the cold water " * 9
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    files = sorted(tmp_path.iterdir())
+    rows, _, _ = run(TEXT, files, pieces, flags("--max_length", "20"))
+    expected = [i for text in texts if text for i in (*pieces.encode(text), 2)]
+    assert expected.count(1) == 2
+    assert real_ids(rows) == expected
+
+
 @pytest.mark.parametrize("item", [1, 30, 1 << 17])
 def test_segments_are_the_documents(tokenizer, tmp_path, monkeypatch, item):
     monkeypatch.setattr(module, "_ITEM", item)

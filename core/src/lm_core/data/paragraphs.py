@@ -74,7 +74,9 @@ def encode(tokenizer: Tokenizer, args: Namespace, work: Sequence[Sequence[str]])
     """Cleans and encodes paragraphs."""
     found = texts(work)
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ids = [np.array([begin, *tokenizer.encode_piece(text), end], np.int32) for text in found]
+    # WikiText writes `<unk>` for words that it left out: the token of that name, if there is one.
+    rows = (tokenizer.encode(text, False, split_special_tokens=False) for text in found)
+    ids = [np.array([begin, *row, end], np.int32) for row in rows]
     ends = np.cumsum([len(one) for one in ids]).tolist()
     return Encoded(np.concatenate(ids), sum(map(len, found)), ends)
 

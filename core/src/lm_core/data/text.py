@@ -27,6 +27,7 @@ _COLUMNS = ("input_ids", "attention_mask", "labels")
 # Characters of an item: 0.05 s of work, so that many processes end at about the same time.
 _ITEM = 1 << 17
 _READ = 1 << 16
+_BEGIN, _END = "begin", "end"
 _INVALID = "bytes that are not UTF-8, read as U+FFFD"
 
 
@@ -163,14 +164,14 @@ def encode_wikitext(
 def read_text(
     files: Sequence[Path], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Item]:
-    """Items of pieces of documents, each with whether its document ends there."""
-    waiting: list[tuple[str, bool]] = []
+    """Items of pieces of documents, and of marks where one begins or ends."""
+    waiting: list[tuple[str, str]] = []
     characters = 0
     for file in files:
         counts["files"] += 1
         empty = True
         for piece in cut(valid(_parts(file), counts), tokenizer, _ITEM):
-            waiting.append((piece, False))
+            waiting += [("", _BEGIN), (piece, "")] if empty else [(piece, "")]
             characters += len(piece)
             empty = False
             if characters >= _ITEM:
@@ -179,23 +180,28 @@ def read_text(
         if empty:
             counts["empty files left out"] += 1
         else:
-            waiting.append(("", True))
+            waiting.append(("", _END))
     if waiting:
         yield _text_item(waiting)
 
 
-def _text_item(waiting: list[tuple[str, bool]]) -> Item:
+def _text_item(waiting: list[tuple[str, str]]) -> Item:
     return Item(waiting, sum(byte_count(text) for text, _ in waiting))
 
 
-def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, bool]]) -> Encoded:
-    """Encodes pieces of documents and puts the end-of-text token after each document."""
-    if tokenizer.eos_token_id is None:
+def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, str]]) -> Encoded:
+    """Encodes pieces of documents; puts the end-of-text token after each document.
+
+    Before it comes the token that begins a text, where the tokenizer has it before every text.
+    """
+    end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if end is None:
         raise DataError("tokenizer: has no eos_token to separate documents; name one")
-    end = np.array([tokenizer.eos_token_id], np.int32)
-    ids = [end if ends else tokenizer.encode_piece(text) for text, ends in work]
+    begins = [begin] if tokenizer.add_bos_token and begin is not None else []
+    marks = {_BEGIN: np.array(begins, np.int32), _END: np.array([end], np.int32)}
+    ids = [marks[mark] if mark else tokenizer.encode_piece(text) for text, mark in work]
     after = np.cumsum([len(piece) for piece in ids])
-    ends = [int(at) for at, (_, ends) in zip(after, work, strict=True) if ends]
+    ends = [int(at) for at, (_, mark) in zip(after, work, strict=True) if mark == _END]
     return Encoded(np.concatenate(ids), sum(len(text) for text, _ in work), ends)
 
 

@@ -205,7 +205,7 @@ def _processes(wanted: int | None, size: int) -> int:
 
 
 def _vocabulary(args: Namespace) -> Path | None:
-    """The folder of the vocabulary that the flags name, None where they name a model."""
+    """The folder (or file) of the vocabulary that the flags name, None where they name a model."""
     path = Path(args.tokenizer or args.tokenizer_type)
     if path.is_file() and path.name in TOKENIZER_FILES:
         return path.parent
