@@ -113,6 +113,8 @@ def _list_of_turns(record: Mapping[str, Any]) -> list[Any]:
     for name in ("conversations", "messages"):
         if isinstance(turns := record.get(name), list):
             return turns
+    if "instruction" in record:
+        raise _Unusable("instructions (`preprocess alpaca` makes dialogues of them)")
     raise _Unusable("no conversations or messages")
 
 

@@ -181,8 +181,8 @@ class RecordDataset:
         raise DataError(
             f"{self.path}: records hold {length} ids; seq_length {seq_length} needs "
             f"{seq_length + 1}{'' if exact else ' or fewer'} (the inputs and the last target); run "
-            f"preprocess with --max_length {seq_length + 1} or set "
-            f"model.model_config.seq_length={length - 1}"
+            f"preprocess with --max_length {seq_length + 1} (where it has --seq_length: "
+            f"{seq_length}) or set model.model_config.seq_length={length - 1}"
         )
 
     def check_ids(self, ids: np.ndarray, rows: np.ndarray, vocab_size: int) -> None:

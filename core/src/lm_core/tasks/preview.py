@@ -125,7 +125,7 @@ class Reader:
         real = "" if mask is None or mask.all() else f", {int(mask.sum()):,} of them text"
         if is_classified(row):
             return f"label {int(row['labels'].reshape(-1)[0])}, {size:,} ids{real}"
-        several = f", {row[SEGMENTS].max():,} documents" if SEGMENTS in row else ""
+        several = f", documents: {row[SEGMENTS].max():,}" if SEGMENTS in row else ""
         return f"{size:,} ids{real}{several}, {int(self.trained(number, row).sum()):,} trained"
 
 
