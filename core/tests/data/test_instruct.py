@@ -71,7 +71,7 @@ def documents(seed, count, longest):
     for number in range(count):
         size = rng.randrange(1, longest + 1)
         ids = np.full(size, number + 1, np.int32)
-        yield Document(ids, np.where(np.arange(size) % 2, ids, IGNORED).astype(np.int32))
+        yield Document(ids, np.where(np.arange(size) % 2, IGNORED, ids).astype(np.int32))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,4 +1,4 @@
-"""`python -m lm_llama.preprocess`: the commands of the model card, and training on their records."""
+"""`python -m lm_llama.preprocess`: the commands of the model card, and training on records."""
 
 from __future__ import annotations
 
