@@ -63,7 +63,9 @@ class Round(NamedTuple):
     question: Piece
     answer: Piece
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """Number of ids."""
         return len(self.question.ids) + len(self.answer.ids)
 
 
@@ -124,10 +126,10 @@ def fit(rounds: Sequence[Round], length: int, counts: Counts) -> Document | None
     kept: list[Round] = []
     room = length
     for one in rounds:
-        if len(one) > room:
+        if one.size > room:
             break
         kept.append(one)
-        room -= len(one)
+        room -= one.size
     if not kept:
         first = _cut_answer(rounds[0], length)
         if first is None:
