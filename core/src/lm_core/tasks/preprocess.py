@@ -10,7 +10,6 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,24 +117,14 @@ def run(spec: ModelSpec, args: Namespace, overrides: Sequence[str] = ()) -> int:
     if overrides:
         raise ConfigError(f"preprocess: {overrides[0]!r} is not a flag; see preprocess --help")
     data: Preprocessor | Converter = spec.preprocessors[args.dataset]
-    start = time.perf_counter()
-    if isinstance(data, Converter):
-        with _terminable():
-            counts = _convert(data, args)
-        lines = _counted(args, counts, "dialogues")
-    else:
-        counts, processes = _preprocess(spec, data, args)
-        seconds = time.perf_counter() - start
-        rate = counts["tokens"] / max(seconds, 1e-9)
-        time_line = f"  time: {seconds:.1f} s, {rate:,.0f} tokens/s, processes: {processes}"
-        lines = chain(_counted(args, counts, "records"), [time_line])
+    lines = _convert(data, args) if isinstance(data, Converter) else _preprocess(spec, data, args)
     for line in lines:
         print(line)
     return 0
 
 
-def _convert(data: Converter, args: Namespace) -> Counts:
-    """Writes a JSON array."""
+def _convert(data: Converter, args: Namespace) -> list[str]:
+    """Writes a JSON array. Returns the report."""
     files = find_inputs(args.input_file, data.suffixes)
     output = Path(args.output_file)
     if any(output.exists() and output.samefile(file) for file in files):
@@ -143,7 +132,10 @@ def _convert(data: Converter, args: Namespace) -> Counts:
     counts: Counts = Counts()
     size = sum(file.stat().st_size for file in files)
     members = []
-    with progress(total=size / 1e6, desc=f"preprocess {args.dataset}", unit="MB") as bar:
+    with (
+        _terminable(),
+        progress(total=size / 1e6, desc=f"preprocess {args.dataset}", unit="MB") as bar,
+    ):
         for item in data.convert(files, counts):
             if item.work is not None:
                 members.append(item.work)
@@ -153,18 +145,23 @@ def _convert(data: Converter, args: Namespace) -> Counts:
         raise DataError(f"{output}: there is nothing to write; {reasons(counts)}")
     with atomic.new_file(output) as path:
         path.write_text(json.dumps(members, indent=2) + "\n", encoding="utf-8")
-    return counts
+    return list(_counted(args, counts, "dialogues"))
 
 
-def _preprocess(spec: ModelSpec, preprocessor: Preprocessor, args: Namespace) -> tuple[Counts, int]:
-    """Writes records. Returns the counts, and how many processes did it."""
+def _preprocess(spec: ModelSpec, preprocessor: Preprocessor, args: Namespace) -> list[str]:
+    """Writes records. Returns the report."""
     columns = preprocessor.columns(args)
     files = find_inputs(args.input_file, preprocessor.suffixes)
     size = sum(file.stat().st_size for file in files)
     processes = _processes(args.num_process, size)
     tokenizer = _tokenizer(spec, args)
+    start = time.perf_counter()
     with _terminable():
-        return _write(preprocessor, args, files, size, tokenizer, columns, processes), processes
+        counts = _write(preprocessor, args, files, size, tokenizer, columns, processes)
+    seconds = time.perf_counter() - start
+    rate = counts["tokens"] / max(seconds, 1e-9)
+    spent = f"  time: {seconds:.1f} s, {rate:,.0f} tokens/s, processes: {processes}"
+    return [*_counted(args, counts, "records"), spent]
 
 
 def _write(

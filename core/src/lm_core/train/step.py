@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from lm_core.train.optimizer import Optimizer
 
 MicroBatch = tuple[np.ndarray, ...]
-"""input_ids and labels, int32 [B, S]; labels[b, t] follows input_ids[b, t], -100 is not trained."""
+"""input_ids and labels, int32 [B, S]; labels[b, t] follows input_ids[b, t], -100 is not trained.
+Of records with several documents there are segments [B, S], too; see `lm_core.data.packing`."""
 
 
 @dataclass(frozen=True)
