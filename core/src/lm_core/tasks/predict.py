@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +37,20 @@ SETTINGS = {
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb, beside those that every run has."""
     add_run_arguments(parser)
+    group = add_settings(parser, SETTINGS)
+    group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
+    group.add_argument("--stream", action="store_true", help="show each token as it comes")
+
+
+def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
+    """Flags for these of SETTINGS and for the tokenizer; the group that holds them."""
     group = parser.add_argument_group("generation")
-    for name, (kind, text) in SETTINGS.items():
+    for name in names:
+        kind, text = SETTINGS[name]
         switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is str2bool else {}
         group.add_argument(f"--{name}", type=kind, help=text, **switch)
-    group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
     group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
-    group.add_argument("--stream", action="store_true", help="show each token as it comes")
+    return group
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
@@ -55,7 +63,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
         return _classify(settings, args, texts, options)
     if settings.is_set("seed"):
         options["seed"] = settings.seed
-    generator = _pipeline(settings, args, options)
+    generator = open_pipeline(settings, args, options)
     ids = _fitting(generator, texts)
     start = time.perf_counter()
     first = generator.model.context.rank == 0
@@ -91,7 +99,7 @@ def _classify(
             *(f"{name}: is for generated text; this model classifies; remove it" for name in wrong)
         )
     size = args.predict_batch_size or settings.predict_batch_size
-    classifier = _pipeline(settings, args, options)
+    classifier = open_pipeline(settings, args, options)
     found = classifier(texts, batch_size=size)
     if classifier.model.context.rank > 0:
         return 0
@@ -106,7 +114,8 @@ def _save(settings: RunConfig, lines: list[str]) -> None:
         Path(settings.save_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+def open_pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+    """The model of a run, this rank's part of it, with its tokenizer; `options` are defaults."""
     from lm_core import job
     from lm_core.auto import AutoTokenizer
     from lm_core.generation.config import GenerationConfig
