@@ -14,7 +14,7 @@ import sys
 from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import Thread
+from threading import Event, Thread
 from typing import Self
 
 from lm_core.errors import GenerationError
@@ -58,12 +58,11 @@ class CtrlC:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """As `allowed`, but between two operations, and threads that are made inherit no signal."""
-        ended = False
+        ended = Event()
 
         def watch() -> None:
-            while not ended:
-                signal.sigwait(_INT)
-                if not ended:
+            while not ended.wait(0.05):
+                if self.pressed():
                     interrupt_main()
 
         thread = Thread(target=watch, name="Ctrl-C", daemon=True)
@@ -71,9 +70,7 @@ class CtrlC:
         try:
             yield
         finally:
-            ended = True
-            if thread.ident is not None:
-                signal.pthread_kill(thread.ident, signal.SIGINT)
+            ended.set()
             thread.join()
 
 

@@ -98,8 +98,8 @@ class Session:
         rest = rest.strip()
         if command in ("quit", "exit"):
             return False
-        if command in ("save", "load") and not rest:
-            self._refuse(f"/{command}: the file is missing; write /{command} FILE")
+        if command in ("save", "load") and (not rest or "\0" in rest):
+            self._refuse(f"/{command}: names no file; must name one; write /{command} FILE")
         elif command == "reset":
             self._change(Conversation(self.conversation.system))
             self._file = None
@@ -154,8 +154,13 @@ class Session:
         if path.exists() and self._file != path.resolve():
             raise GenerationError(f"/save: {path} is there already; must be new; name another file")
         text = json.dumps({"messages": self.conversation.messages()}, indent=2, ensure_ascii=False)
-        with new_file(path) as scratch:
-            scratch.write_text(text + "\n", encoding="utf-8", errors="replace")
+        try:
+            with new_file(path) as scratch:
+                scratch.write_text(text + "\n", encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise GenerationError(
+                f"{path}: cannot be written ({error.strerror}); name another file"
+            ) from None
         self._file = path.resolve()
         self._say(f"saved {len(self.conversation.rounds)} round(s) to {path}")
 
@@ -189,7 +194,7 @@ def read_conversation(path: Path) -> Conversation:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GenerationError(f"{path}: cannot be read ({error.strerror}); name another") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GenerationError(f"{path}: is not JSON ({error}); name a saved one") from None
     if not isinstance(found, dict) or "messages" not in found:
         raise GenerationError(f'{path}: has no "messages"; must be a saved conversation; name one')
