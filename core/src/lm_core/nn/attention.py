@@ -238,7 +238,7 @@ class CausalSelfAttention(nn.Cell):
     def whole(
         self, x: Tensor, batch: int, key: Tensor, rotary: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """x: [B * S, H]. Returns what CausalAttention does."""
+        """x: [B * S, H]. Returns the first three that CausalAttention does, or all."""
         x = self.enter(x)
         length = x.shape[0] // batch
         q, k = self.queries_and_keys(x, rotary)
@@ -246,7 +246,8 @@ class CausalSelfAttention(nn.Cell):
         k = k.reshape((batch, length, self.kv_heads * self.head_dim))
         v = self.v(x).reshape((batch, length, self.kv_heads * self.head_dim))
         if self.in_blocks(length):
-            return self.blocks(q, k, v)
+            groups = self.kv_heads
+            return self.blocks(q, k, v), self.blocks.split(k, groups), self.blocks.split(v, groups)
         return self.attend(q, k, v, key)
 
     def in_blocks(self, length: int) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.ops.primitive import constexpr
 
 from lm_core.parallel import backend
 
@@ -27,6 +28,7 @@ _AT_ONCE = 8 * 1024 * 1024
 _FEWEST, _MOST = 16, 256
 
 
+@constexpr
 def block_size(length: int, heads: int) -> int:
     """Queries in a block, so that `heads` rows of probabilities of `length` keys stay small."""
     size = _MOST
@@ -35,13 +37,13 @@ def block_size(length: int, heads: int) -> int:
     return size
 
 
-def bands(length: int, size: int) -> list[tuple[int, int]]:
+@constexpr
+def bands(length: int, size: int) -> tuple[tuple[int, int], ...]:
     """First and last + 1 position of each band, in whole blocks but for the end."""
     blocks = -(-length // size)
     edges = sorted({-(-blocks * k // _BANDS) for k in range(_BANDS + 1)})
-    return [
-        (a * size, min(b * size, length)) for a, b in zip(edges, edges[1:], strict=False) if b > a
-    ]
+    pairs = zip(edges, edges[1:], strict=False)
+    return tuple((a * size, min(b * size, length)) for a, b in pairs)
 
 
 class BlockwiseAttention(nn.Cell):
@@ -122,9 +124,7 @@ class BlockwiseAttention(nn.Cell):
         )
         return self.softmax(scores.reshape((groups, queries, keys))).astype(q.dtype)
 
-    def construct(
-        self, q: Tensor, k: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attends.
 
         Args:
@@ -133,8 +133,7 @@ class BlockwiseAttention(nn.Cell):
             v: the same.
 
         Returns:
-            the mixed values [B, S, N * D]; k and v [B * G, S, D]; q and the mixed values
-            [B * N, S, D], for the backward pass.
+            the mixed values [B, S, N * D].
         """
         batch, length, _ = q.shape
         q, k, v = (
@@ -149,13 +148,12 @@ class BlockwiseAttention(nn.Cell):
                 self.blocks(q, start, end, size), k[:, :end], v[:, :end], start, size
             )
             parts += (self.band(found, end - start),)
-        mixed = ops.concat(parts, 1)
-        return self.merge(mixed, batch), k, v, q, mixed
+        return self.merge(ops.concat(parts, 1), batch)
 
     def forward_band(self, q: Tensor, k: Tensor, v: Tensor, start: int, size: int) -> Tensor:
         """q: [n, B * G, R * size, D]; k, v: [B * G, K, D]. Returns the shape of q."""
         count = q.shape[0]
-        found = ops.zeros_like(q)
+        found = _zeros(q)
         number = Tensor(0, ms.int32)
         while number < count:
             p = self.probabilities(ops.gather(q, number, 0), k, start + number * size)
@@ -165,19 +163,21 @@ class BlockwiseAttention(nn.Cell):
         return found
 
     def bprop(
-        self, q0: Tensor, k0: Tensor, v0: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v; only the first output is differentiated."""
-        _, k, v, q, mixed = out
-        batch, length, _ = dout[0].shape
-        d_mixed = self.split(dout[0], self.heads)
-        q = ops.depend(q, d_mixed)
+        """Gradients of q, k and v."""
+        batch, length, _ = dout.shape
+        d_mixed, mixed = self.split(dout, self.heads), self.split(out, self.heads)
+        # Tied to the gradient: else all this would be found equal to the forward pass and kept.
+        q = self.split(ops.depend(q, dout), self.heads)
+        k = self.split(ops.depend(k, dout), self.kv_heads)
+        v = self.split(ops.depend(v, dout), self.kv_heads)
         size = block_size(length, q.shape[0])
         # One more column takes rowsum(dO * O) off the gradient of every probability of a row.
         less = -self.row_sum(d_mixed * mixed, -1)
         d_mixed = ops.concat((d_mixed, less), -1)
         v1 = ops.concat((v, ops.ones((v.shape[0], length, 1), v.dtype)), -1)
-        d_k, d_v, parts = ops.zeros_like(k), ops.zeros_like(v), ()
+        d_k, d_v, parts = _zeros(k), _zeros(v), ()
         for start, end in bands(length, size):
             d_q, more_k, more_v = self.backward_band(
                 self.blocks(q, start, end, size),
@@ -200,7 +200,7 @@ class BlockwiseAttention(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """d_mixed: [n, B * G, R * size, D + 1]; v1: [B * G, K, D + 1]. Gradients of q, k and v."""
         count = q.shape[0]
-        d_q, d_k, d_v = ops.zeros_like(q), ops.zeros_like(k), ops.zeros_like(k)
+        d_q, d_k, d_v = _zeros(q), _zeros(k), _zeros(k)
         number = Tensor(0, ms.int32)
         while number < count:
             own, d_own = ops.gather(q, number, 0), ops.gather(d_mixed, number, 0)
@@ -212,6 +212,11 @@ class BlockwiseAttention(nn.Cell):
             d_v = d_v + self.product_at(p, d_own[:, :, :-1])
             number = number + 1
         return d_q, d_k, d_v
+
+
+def _zeros(x: Tensor) -> Tensor:
+    # In a Cell with loops, the graph of `ops.zeros_like` is found empty (MindSpore 2.10).
+    return ops.zeros(x.shape, x.dtype)
 
 
 def _added(whole: Tensor, part: Tensor) -> Tensor:
