@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lm_core.config.model import ModelConfig
 from lm_core.errors import GenerationError, TokenizerError
 from lm_core.parallel.context import ParallelContext
 from lm_core.spec import ModelSpec
+from lm_core.tasks import keyboard
 from lm_core.tasks.session import read_conversation
 
 CONTEXT = 100
@@ -296,6 +298,29 @@ def test_ctrl_c_waits_until_it_is_looked_for():
     """In a process of its own: threads of this one do not block signals."""
     done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_somebody_waits_for_the_keyboard(monkeypatch):
+    """The other ranks, in an exchange that must not last for ever."""
+    ends, gives = os.pipe()
+    monkeypatch.setattr(keyboard, "BEAT_SECONDS", 0.01)
+    beats = []
+
+    def beat():
+        beats.append(1)
+        if len(beats) == 3:
+            os.write(gives, b"one\ntw")
+        if len(beats) == 6:
+            os.write(gives, b"o\nlast")
+            os.close(gives)
+
+    with open(ends) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        with keyboard.CtrlC() as ctrl_c:
+            reader = keyboard.Keyboard(ctrl_c, beat)
+            found = [reader.message() for _ in range(4)]
+    assert found == [("one", False), ("two", False), ("last", False), None]
+    assert len(beats) == 6
 
 
 def test_nothing_starts_threads_before_the_verb_runs():

@@ -32,6 +32,11 @@ def chatty(folder: Path) -> Any:
 
 CHATTY = dataclasses.replace(SPEC, chat=True, tokenizer=chatty)
 
-if __name__ == "__main__":
+
+def main() -> int:
     registry.installed = lambda: {"gpt2": CHATTY}
-    raise SystemExit(cli.run_verb("chat", CHATTY, sys.argv[1:]))
+    return cli.run_verb("chat", CHATTY, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

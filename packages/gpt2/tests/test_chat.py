@@ -168,3 +168,46 @@ def test_a_pipe_gives_what_generate_gives(folder):
     first = answer("\nThe fox\n")
     second = answer(f"\nThe fox\n{first}\nand then\n")
     assert done.stdout == f"{first}\n{second}\n"
+
+
+RANKED = """
+from chat_program import main
+from lm_core.tasks import keyboard
+
+keyboard.BEAT_SECONDS = 0.1
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.distributed
+def test_ranks_that_compute_one_model_say_what_one_process_says(folder, tmp_path):
+    """Rank 0 alone reads, thinks of its peers while nobody types, and prints."""
+    package = tmp_path / "lm_talk"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "chat.py").write_text(RANKED)
+    path = [str(tmp_path), str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")]
+    words = ["--load_checkpoint", str(folder), "--max_new_tokens", "8", "--do_sample"]
+    words += ["--seed", "3", "--output_dir", str(tmp_path / "output")]
+
+    def answers(processes: int, *more: str) -> str:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "lm_core.launch", "talk", "chat", *words, *more],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "NPROC": str(processes)},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            job.stdin.write("The fox\n")
+            job.stdin.flush()
+            first = job.stdout.readline()
+            time.sleep(1)
+            rest, errors = job.communicate("/history\nand then\n", timeout=120)
+        finally:
+            job.kill()
+            job.wait()
+        assert job.returncode == 0, errors
+        return first + rest
+
+    alone = answers(1)
+    assert answers(2, "parallel_config.model_parallel=2") == alone
+    assert alone.count("The fox") == 1
