@@ -6,6 +6,7 @@ the ids of each prompt, and all generate the same tokens.
 
 from __future__ import annotations
 
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,9 @@ def _chat(generator: Any, system: str, ctrl_c: CtrlC) -> int:
     model, tokenizer = generator.model, generator.tokenizer
     settings = chat_settings(model.config, **generator.defaults)
     answerer, peers = Answerer(model, tokenizer, settings), Peers(model.context)
+    if peers.several:
+        # The launcher ends a conversation so; in an exchange or a compilation no handler runs well.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not peers.first:
         for ids in peers.prompts():
             answerer.generate(ids)
