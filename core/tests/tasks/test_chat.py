@@ -156,6 +156,8 @@ def test_help_names_every_command(chat):
         ("/load nothing.json", "nothing.json: cannot be read (No such file or directory)"),
         ("/save x\0y", "/save: names no file"),
         ("/save /dev/null/x", "/dev/null/x: cannot be written (Not a dir"),
+        (f"/save {'x' * 300}", "File name too long"),
+        ("/load ~nobody-here/x", "cannot be read (No such file"),
         ("/load .", ".: cannot be read (Is a directory)"),
         ("/system #", "message: holds #; must not"),
         ("# me", "message: holds #; must not"),

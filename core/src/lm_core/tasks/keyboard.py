@@ -57,7 +57,10 @@ class CtrlC:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """As `allowed`, but between two operations, and threads that are made inherit no signal."""
+        """Inside, Ctrl-C raises KeyboardInterrupt between two steps of Python.
+
+        It stays blocked, so threads that are started here block it as well.
+        """
         ended = Event()
 
         def watch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -106,9 +107,9 @@ class Session:
         elif command == "system":
             self.system(rest)
         elif command == "save":
-            self._try(lambda: self._save(Path(rest).expanduser()))
+            self._try(lambda: self._save(Path(os.path.expanduser(rest))))
         elif command == "load":
-            self._try(lambda: self._load(Path(rest).expanduser()))
+            self._try(lambda: self._load(Path(os.path.expanduser(rest))))
         elif command == "history":
             for message in self.conversation.messages():
                 print(f"{message['role']}: {message['content']}", flush=True)
@@ -151,7 +152,7 @@ class Session:
         self.conversation, self._skipped = new, 0
 
     def _save(self, path: Path) -> None:
-        if path.exists() and self._file != path.resolve():
+        if os.path.exists(path) and self._file != path.resolve():
             raise GenerationError(f"/save: {path} is there already; must be new; name another file")
         text = json.dumps({"messages": self.conversation.messages()}, indent=2, ensure_ascii=False)
         try:
