@@ -71,6 +71,14 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
         """`python -m lm_x.verb`."""
         assert find_spec(f"lm_{self.spec.name}.{verb}")
 
+    def test_chat_is_a_verb_where_there_is_a_format(self) -> None:
+        """`python -m lm_x.chat`, or one line that says why not."""
+        from lm_core.cli import run_verb
+
+        assert (find_spec(f"lm_{self.spec.name}.chat") is not None) == self.spec.chat
+        if not self.spec.chat:
+            assert run_verb("chat", self.spec, []) == 2
+
     def test_presets_survive_their_dump(self) -> None:
         """A configuration read back from what it says of itself is the same."""
         for name, preset in self.spec.presets.items():
