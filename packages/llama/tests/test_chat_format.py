@@ -14,6 +14,7 @@ import pytest
 
 from lm_core.errors import TokenizerError
 from lm_llama import chat_format
+from lm_llama.tokenizer import LlamaTokenizer
 
 MODEL = Path(os.environ.get("LM_TEST_DATA", "../shared/data")) / "llama" / "tokenizer.model"
 
@@ -73,15 +74,8 @@ def test_text(given, text):
 def test_ids(number):
     if not MODEL.exists():
         pytest.skip("needs Llama 2's tokenizer.model in LM_TEST_DATA")
-    import sentencepiece
-
-    model = sentencepiece.SentencePieceProcessor(model_file=str(MODEL))
-
-    class Original(Letters):
-        def encode(self, text, add_special_tokens=True, split_special_tokens=None):
-            return model.encode(text)
-
-    assert chat_format.encode(Original(), CASES[number][0]) == VECTORS[number]
+    tokenizer = LlamaTokenizer.from_pretrained(MODEL.parent)
+    assert tokenizer.apply_chat_template(CASES[number][0]) == VECTORS[number]
 
 
 @pytest.mark.parametrize("tag", chat_format.TAGS)
