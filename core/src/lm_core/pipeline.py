@@ -227,7 +227,7 @@ class TextClassificationPipeline:
         return [{"label": names[k], "score": float(scores[k])} for k in order]
 
 
-def _texts(inputs: str | list[str]) -> list[str]:
+def _texts(inputs: str | list[str] | list[dict[str, str]]) -> list[str]:
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     wrong = [number for number, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
