@@ -13,7 +13,8 @@ from lm_core.nn.activation import ACTIVATIONS, activation
 from lm_core.nn.embedding import Embedding, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.linear import ColumnParallelLinear, Linear, RowParallelLinear
 from lm_core.nn.loss import IGNORED, CrossEntropy
-from lm_core.nn.norm import LayerNorm
+from lm_core.nn.mlp import GatedMlp
+from lm_core.nn.norm import LayerNorm, RmsNorm
 from lm_core.parallel.context import ParallelContext
 
 LOCAL = ParallelContext.local()
@@ -164,3 +165,54 @@ def test_columns_add_up_in_a_fixed_order(rng, gradients):
     ids, d_out = rng.integers(0, 3, 4000).astype(np.int32), rng.normal(size=(4000, 16))
     first, again = (gradients(cell, d_out, ids)[1][0] for _ in range(2))
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rms_norm(training, rng, gradients):
+    norm = RmsNorm(6, 1e-3)
+    norm.set_train(training)
+    weight = _set(norm.weight, rng.normal(1.0, 0.3, 6))
+    x, d_out = rng.normal(size=(4, 6)).astype(np.float32), rng.normal(size=(4, 6))
+    exact = x.astype(np.float64)
+
+    def formula(x, weight):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * weight
+
+    np.testing.assert_allclose(norm(Tensor(x)).asnumpy(), formula(exact, weight), atol=1e-6)
+    d_x, (d_weight,) = gradients(norm, d_out, x)
+    np.testing.assert_allclose(d_x, _slopes(lambda x: formula(x, weight), exact, d_out), atol=5e-6)
+    slopes = _slopes(lambda weight: formula(exact, weight), weight, d_out)
+    np.testing.assert_allclose(d_weight, slopes, atol=5e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gated_mlp(training, rng, gradients):
+    mlp = GatedMlp(4, 6, LOCAL, std=0.1, bias=False)
+    mlp.set_train(training)
+    gate, up, down = (
+        _set(cell.weight, rng.normal(size=cell.weight.shape))
+        for cell in (mlp.gate, mlp.up, mlp.down)
+    )
+    x, d_out = rng.normal(size=(5, 4)).astype(np.float32), rng.normal(size=(5, 4))
+    exact = x.astype(np.float64)
+
+    def formula(x, gate=gate, up=up):
+        return (FORMULAS["silu"](x @ gate) * (x @ up)) @ down
+
+    np.testing.assert_allclose(mlp(Tensor(x)).asnumpy(), formula(exact), atol=1e-5)
+    d_x, (d_gate, d_up, _) = gradients(mlp, d_out, x)
+    np.testing.assert_allclose(d_x, _slopes(formula, exact, d_out), atol=5e-5)
+    slopes = _slopes(lambda gate: formula(exact, gate=gate), gate, d_out)
+    np.testing.assert_allclose(d_gate, slopes, atol=5e-5)
+    slopes = _slopes(lambda up: formula(exact, up=up), up, d_out)
+    np.testing.assert_allclose(d_up, slopes, atol=5e-5)
+
+
+def _slopes(function, x, d_out):
+    """Gradient of sum(d_out * function(x)) by central differences."""
+    found = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[place] = 1e-6
+        found[place] = ((function(x + step) - function(x - step)) * d_out).sum() / 2e-6
+    return found

@@ -85,7 +85,7 @@ class CachedDecoder:
         self.batch = batch
         self.capacity = capacity
         attention = model.layers[0].attention
-        self.heads = attention.heads
+        self.heads = attention.kv_heads
         shape = (batch * self.heads, capacity, attention.head_dim)
         names = range(len(model.layers))
         k_caches = ParameterTuple([_cache(f"k_cache.{i}", shape) for i in names])

@@ -110,6 +110,66 @@ class LayerNorm(nn.Cell):
         return dx, d_weight, self.product(over, dy).reshape((size,))
 
 
+class RmsNorm(nn.Cell):
+    """Root-mean-square norm from matrix products.
+
+    With n = x / rms and g = dy * weight, dx = (g - n mean(g n)) / rms.
+
+    Args:
+        eps: added to the mean of the squares.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.product = ops.MatMul()
+
+    def construct(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [T, n]. Returns the result, and 1 / rms [T, 1] for the backward pass."""
+        rows, size = x.shape
+        mean = self.product(x * x, ops.ones((size, 1), x.dtype)) * (1.0 / size)
+        inverse = ops.rsqrt(mean + self.eps)
+        # One product spreads both factors: [1 / rms] [weight].
+        return x * self.product(inverse, weight.reshape((1, size))), inverse
+
+    def bprop(
+        self, x: Tensor, weight: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Only the first output is differentiated."""
+        dy = dout[0]
+        x, inverse = ops.depend(x, dy), ops.depend(out[1], dy)
+        rows, size = x.shape
+        across, over = ops.ones((1, size), x.dtype), ops.ones((1, rows), x.dtype)
+        spread = self.product(inverse, across)
+        normed = x * spread
+        both = dy * normed
+        column = weight.reshape((size, 1)) * (1.0 / size)
+        mean = self.product(self.product(both, column), across)
+        down = self.product(ops.ones((rows, 1), x.dtype), weight.reshape((1, size)))
+        dx = (dy * down - normed * mean) * spread
+        return dx, self.product(over, both).reshape((size,))
+
+
+class SwiGlu(nn.Cell):
+    """silu(gate) * up (Shazeer 2020), which keeps its two inputs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigmoid = ops.Sigmoid()
+        self.sigmoid_grad = ops.auto_generate.SigmoidGrad()
+
+    def construct(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate, up: of one shape."""
+        return gate * self.sigmoid(gate) * up
+
+    def bprop(self, gate: Tensor, up: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of silu is sigmoid + gate sigmoid'."""
+        gate, up = ops.depend(gate, dout), ops.depend(up, dout)
+        s = self.sigmoid(gate)
+        inner = dout * up
+        return inner * s + self.sigmoid_grad(s, inner * gate), dout * gate * s
+
+
 class Columns(nn.Cell):
     """Columns of a table as rows. MindSpore's gradient of this would transpose the whole table."""
 

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from lm_core.nn.attention import MASKED
+from lm_core.nn.blockwise import MASKED
 from lm_core.nn.dropout import Dropout, dropout_key
 from lm_core.nn.network import DROPOUT_STATE, Network
 from lm_core.nn.norm import LayerNorm
@@ -54,31 +54,44 @@ class Block(nn.Cell):
         self.mlp_dropout = Dropout(dropout, site + 1)
         self.residual_from_norm = residual_from_norm
 
-    def construct(self, x: Tensor, batch: int, key: Tensor) -> Tensor:
-        """x: [B * S, H]; key: of `dropout_key`. Returns [B * S, H]."""
+    def construct(self, x: Tensor, batch: int, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+        """x: [B * S, H]; key: of `dropout_key`; rotary: of `rotary_tables`. Returns [B * S, H]."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention_dropout(
-            self.attention(normed, batch, key), key
+            self.attention(normed, batch, key, rotary), key
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp_dropout(self.mlp(normed), key)
 
-    def prefill(self, x: Tensor, batch: int, k_cache: Parameter, v_cache: Parameter) -> Tensor:
+    def prefill(
+        self,
+        x: Tensor,
+        batch: int,
+        k_cache: Parameter,
+        v_cache: Parameter,
+        rotary: tuple[Tensor, ...],
+    ) -> Tensor:
         """As `construct` without dropout, filling the caches."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention.prefill(
-            normed, batch, k_cache, v_cache
+            normed, batch, k_cache, v_cache, rotary
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp(normed)
 
     def step(
-        self, x: Tensor, k_cache: Parameter, v_cache: Parameter, index: Tensor, mask: Tensor
+        self,
+        x: Tensor,
+        k_cache: Parameter,
+        v_cache: Parameter,
+        index: Tensor,
+        mask: Tensor,
+        rotary: tuple[Tensor, ...],
     ) -> Tensor:
         """One token per row, x: [B, H]; see CausalSelfAttention.step."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention.step(
-            normed, k_cache, v_cache, index, mask
+            normed, k_cache, v_cache, index, mask, rotary
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp(normed)
@@ -92,13 +105,16 @@ class CausalLM(Network):
         context: the place of this process.
         layers: the blocks of this stage.
         norm: the last normalisation; the last stage has it.
+        rotary: the angles of positions (lm_core.nn.rope.Rotary); None where positions are learned.
     """
 
     layers: nn.CellList
     norm: nn.Cell
+    rotary: nn.Cell | None
 
     def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
         super().__init__(config, context)
+        self.rotary = None
         self.dropout_state = Parameter(
             Tensor(np.zeros(3, np.int32)), name=DROPOUT_STATE, requires_grad=False
         )
@@ -110,16 +126,32 @@ class CausalLM(Network):
 
     def enter(self, input_ids: Tensor) -> Tensor:
         """input_ids: int32 [B, S]. Returns the input of the first block, [B * S, H]."""
-        batch, length = input_ids.shape
-        positions = ops.tile(Tensor(np.arange(length, dtype=np.int32)), (batch,))
+        positions = _positions(*input_ids.shape)
         return self.embed(input_ids.reshape((-1,)), positions, dropout_key(self.dropout_state))
 
     def through(self, x: Tensor, batch: int) -> Tensor:
         """x: [B * S, H]. Returns what the blocks of this stage make of it."""
         key = dropout_key(self.dropout_state)
+        rotary = self.rotary_tables(_positions(batch, x.shape[0] // batch))
         for layer in self.layers:
-            x = layer(x, batch, key)
+            x = layer(x, batch, key, rotary)
         return x
+
+    def rotary_tables(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """What attention turns queries and keys by.
+
+        Args:
+            positions: int32 [T].
+
+        Returns:
+            cosines and sines of the queries [T * N, D], divided by sqrt(D), and those of the keys
+            [T * G, D]; nothing where nothing is turned.
+        """
+        if self.rotary is None:
+            return ()
+        attention = self.layers[0].attention
+        of_queries = self.rotary(positions, attention.heads, attention.scale)
+        return (*of_queries, *self.rotary(positions, attention.kv_heads, 1.0))
 
     def leave(self, x: Tensor) -> Tensor:
         """x: [T, H], output of the last block. Returns it normalised."""
@@ -138,17 +170,18 @@ class CausalLM(Network):
         Args:
             input_ids: int32 [B, S], padded on the right.
             lengths: int32 [B], real tokens per row, at least 1.
-            k_caches: one Parameter [B * N, C, D] per layer, C >= S.
+            k_caches: one Parameter [B * G, C, D] per layer, C >= S.
             v_caches: the same.
 
         Returns:
             logits of each row's last real token, [B, V].
         """
         batch, length = input_ids.shape
-        positions = ops.tile(Tensor(np.arange(length, dtype=np.int32)), (batch,))
+        positions = _positions(batch, length)
         x = self.embed(input_ids.reshape((-1,)), positions, Tensor(np.zeros(2, np.int32)))
+        rotary = self.rotary_tables(positions)
         for i, layer in enumerate(self.layers):
-            x = layer.prefill(x, batch, k_caches[i], v_caches[i])
+            x = layer.prefill(x, batch, k_caches[i], v_caches[i], rotary)
         last = Tensor(np.arange(batch, dtype=np.int32) * length) + lengths - 1
         return self.whole_logits(self.norm(ops.gather(x, last, 0)))
 
@@ -160,7 +193,7 @@ class CausalLM(Network):
         Args:
             tokens: int32 [B].
             positions: int32 [B], where each token stands in its row, counted from 0.
-            k_caches: one Parameter [B * N, C, D] per layer.
+            k_caches: one Parameter [B * G, C, D] per layer.
             v_caches: the same.
 
         Returns:
@@ -174,8 +207,9 @@ class CausalLM(Network):
         seen = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, -1)) <= at
         mask = ((1.0 - seen.astype(ms.float32)) * MASKED).reshape((rows, 1, capacity))
         x = self.embed(tokens, positions, Tensor(np.zeros(2, np.int32)))
+        rotary = self.rotary_tables(positions)
         for i, layer in enumerate(self.layers):
-            x = layer.step(x, k_caches[i], v_caches[i], index, mask)
+            x = layer.step(x, k_caches[i], v_caches[i], index, mask, rotary)
         return self.whole_logits(self.norm(x))
 
     def forget_graphs(self) -> None:
@@ -218,6 +252,11 @@ class CausalLM(Network):
         from lm_core.generation.generate import generate
 
         return generate(self, input_ids, generation_config, streamer, **options)
+
+
+def _positions(batch: int, length: int) -> Tensor:
+    """int32 [B * S]: 0 ... S - 1 for each row."""
+    return Tensor(np.tile(np.arange(length, dtype=np.int32), batch))
 
 
 class StageLayers(nn.CellList):

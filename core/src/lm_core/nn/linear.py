@@ -32,7 +32,7 @@ class Linear(nn.Cell):
     cut: Cut = WHOLE
     """How tensor parallelism splits `weight`."""
     tp_rank: int = 0
-    """Which part of it this is."""
+    """Which part of it this rank holds."""
     adapter: nn.Cell | None
     """Adds to the result what it makes of x; None for a plain layer."""
 
@@ -102,14 +102,32 @@ class ColumnParallelLinear(Linear):
     """A Linear whose outputs are split over the tensor-parallel ranks (Megatron-LM, section 3).
 
     Its input must have passed a `CopyToTensorParallel`, which all layers of one input share.
+
+    Args:
+        inputs: size of the last axis of x, on every rank.
+        outputs: size of the last axis of the result, over all ranks.
+        context: the ranks.
+        what: the outputs, in words.
+        groups: outputs stay together in so many groups (heads); with fewer groups than ranks,
+            neighbours hold the same one.
+        options: of Linear.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, context: ParallelContext, what: str, **options: object
+        self,
+        inputs: int,
+        outputs: int,
+        context: ParallelContext,
+        what: str,
+        groups: int | None = None,
+        **options: object,
     ) -> None:
-        super().__init__(inputs, context.shard(outputs, what), **options)  # type: ignore[arg-type]
-        if context.model_parallel > 1:
-            self.cut, self.tp_rank = Cut(1, context.model_parallel), context.tp_rank
+        ranks = context.model_parallel
+        parts = ranks if groups is None else min(ranks, groups)
+        own = context.shard(outputs, what) if parts == ranks else outputs // parts
+        super().__init__(inputs, own, **options)  # type: ignore[arg-type]
+        if ranks > 1:
+            self.cut, self.tp_rank = Cut(1, parts), context.tp_rank * parts // ranks
 
 
 class RowParallelLinear(Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -33,3 +34,29 @@ class LayerNorm(nn.Cell):
         else:
             y, _, _ = self.norm(x, self.weight, self.bias)
         return y
+
+
+class RmsNorm(nn.Cell):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32.
+
+    Args:
+        size: length of the last axis.
+        eps: added to the mean of the squares.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(size, np.float32)), name="weight")
+        self.eps = eps
+        self.mean = ops.ReduceMean(keep_dims=True)
+        self.on_cpu = backend.on_cpu()
+        self.cpu_norm = cpu.RmsNorm(eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x: [T, size]. Returns the same shape and type."""
+        y = x.astype(ms.float32)
+        if self.on_cpu and self.training:
+            y, _ = self.cpu_norm(y, self.weight)
+        else:
+            y = y * ops.rsqrt(self.mean(y * y, -1) + self.eps) * self.weight
+        return y.astype(x.dtype)

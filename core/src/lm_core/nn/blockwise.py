@@ -1,0 +1,228 @@
+"""Causal attention whose memory does not grow with the square of the length.
+
+Queries are read in blocks, one after the other in a loop of the compiled graph; a block's
+probabilities are computed, used, and forgotten (Rabe and Staats 2021). The backward pass computes
+them again. A block sees all keys that its band of the sequence may see, so its softmax is an
+ordinary one, and no running maximum is needed (unlike Dao et al. 2022, who keep blocks in a small
+fast memory that a CPU does not have).
+
+A loop has one shape: with keys of all positions half of the products would be for what causality
+hides. So the sequence is cut into a few bands, each a loop of its own, with the keys up to its end:
+with 4 bands 5/8 of the whole square is computed, of which 1/2 is needed.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops.primitive import constexpr
+
+from lm_core.parallel import backend
+
+MASKED = -1e9
+"""Added to the score of a position that must not be seen; exp(MASKED) is 0 in every float type."""
+_BANDS = 4
+_AT_ONCE = 8 * 1024 * 1024
+"""About how many probabilities there are at a time."""
+_FEWEST, _MOST = 16, 256
+
+
+@constexpr
+def block_size(length: int, heads: int) -> int:
+    """Queries in a block, so that `heads` rows of probabilities of `length` keys stay small."""
+    size = _MOST
+    while size > _FEWEST and size * length * heads > _AT_ONCE:
+        size //= 2
+    return size
+
+
+@constexpr
+def bands(length: int, size: int) -> tuple[tuple[int, int], ...]:
+    """First and last + 1 position of each band, in whole blocks but for the end."""
+    blocks = -(-length // size)
+    edges = sorted({-(-blocks * k // _BANDS) for k in range(_BANDS + 1)})
+    pairs = zip(edges, edges[1:], strict=False)
+    return tuple((a * size, min(b * size, length)) for a, b in pairs)
+
+
+class BlockwiseAttention(nn.Cell):
+    """As `CausalAttention` without dropout.
+
+    Args:
+        heads: N of this rank.
+        kv_heads: G of this rank.
+        softmax_type: type of the softmax.
+    """
+
+    def __init__(self, heads: int, kv_heads: int, softmax_type: str = "float32") -> None:
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads
+        self.softmax_type = backend.compute_dtype(softmax_type)
+        self.softmax = ops.Softmax(-1)
+        self.product = ops.BatchMatMul()
+        self.product_bt = ops.BatchMatMul(transpose_b=True)
+        self.product_at = ops.BatchMatMul(transpose_a=True)
+        self.add_mask = ops.BiasAdd()
+        self.row_sum = ops.ReduceSum(keep_dims=True)
+        self.transpose = ops.Transpose()
+        self.update = ops.TensorScatterUpdate()
+
+    def split(self, x: Tensor, heads: int) -> Tensor:
+        """[B, S, heads * D] -> [B * heads, S, D]."""
+        batch, length, width = x.shape
+        x = self.transpose(x.reshape((batch, length, heads, width // heads)), (0, 2, 1, 3))
+        return x.reshape((batch * heads, length, width // heads))
+
+    def merge(self, x: Tensor, batch: int) -> Tensor:
+        """[B * heads, S, D] -> [B, S, heads * D]."""
+        rows, length, width = x.shape
+        x = self.transpose(x.reshape((batch, rows // batch, length, width)), (0, 2, 1, 3))
+        return x.reshape((batch, length, rows // batch * width))
+
+    def blocks(self, x: Tensor, start: int, end: int, size: int) -> Tensor:
+        """[B * N, S, D] -> the blocks of a band, [n, B * G, R * size, D], zeros behind."""
+        rows, _, width = x.shape
+        count = -(-(end - start) // size)
+        band = x[:, start:end]
+        missing = count * size - (end - start)
+        if missing:
+            band = ops.concat((band, ops.zeros((rows, missing, width), x.dtype)), 1)
+        band = self.transpose(band.reshape((rows, count, size, width)), (1, 0, 2, 3))
+        groups = rows * self.kv_heads // self.heads
+        return band.reshape((count, groups, rows // groups * size, width))
+
+    def band(self, x: Tensor, length: int) -> Tensor:
+        """What `blocks` took apart: [n, B * G, R * size, D] -> [B * N, length, D]."""
+        count, groups, queries, width = x.shape
+        shared = self.heads // self.kv_heads
+        x = x.reshape((count, groups * shared, queries // shared, width))
+        x = self.transpose(x, (1, 0, 2, 3))
+        x = x.reshape((groups * shared, count * queries // shared, width))
+        return x[:, :length]
+
+    def probabilities(self, q: Tensor, k: Tensor, first: Tensor) -> Tensor:
+        """Of one block.
+
+        Args:
+            q: [B * G, R * size, D].
+            k: [B * G, K, D].
+            first: int32, position of the first query.
+
+        Returns:
+            [B * G, R * size, K].
+        """
+        groups, queries, _ = q.shape
+        keys = k.shape[1]
+        size = queries * self.kv_heads // self.heads
+        rows = Tensor(np.arange(size, dtype=np.int32).reshape(size, 1)) + first
+        hidden = Tensor(np.arange(keys, dtype=np.int32).reshape(1, keys)) > rows
+        scores = self.product_bt(q, k).astype(self.softmax_type)
+        scores = self.add_mask(
+            scores.reshape((groups * queries // size, size * keys)),
+            (hidden.astype(self.softmax_type) * MASKED).reshape((-1,)),
+        )
+        return self.softmax(scores.reshape((groups, queries, keys))).astype(q.dtype)
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attends.
+
+        Args:
+            q: [B, S, N * D], already divided by sqrt(D).
+            k: [B, S, G * D].
+            v: the same.
+
+        Returns:
+            the mixed values [B, S, N * D].
+        """
+        batch, length, _ = q.shape
+        q, k, v = (
+            self.split(q, self.heads),
+            self.split(k, self.kv_heads),
+            self.split(v, self.kv_heads),
+        )
+        size = block_size(length, q.shape[0])
+        parts = ()
+        for start, end in bands(length, size):
+            found = self.forward_band(
+                self.blocks(q, start, end, size), k[:, :end], v[:, :end], start, size
+            )
+            parts += (self.band(found, end - start),)
+        return self.merge(ops.concat(parts, 1), batch)
+
+    def forward_band(self, q: Tensor, k: Tensor, v: Tensor, start: int, size: int) -> Tensor:
+        """q: [n, B * G, R * size, D]; k, v: [B * G, K, D]. Returns the shape of q."""
+        count = q.shape[0]
+        found = _zeros(q)
+        number = Tensor(0, ms.int32)
+        while number < count:
+            p = self.probabilities(ops.gather(q, number, 0), k, start + number * size)
+            mixed = ops.expand_dims(self.product(p, v), 0)
+            found = self.update(found, number.reshape((1, 1)), mixed)
+            number = number + 1
+        return found
+
+    def bprop(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v."""
+        batch, length, _ = dout.shape
+        d_mixed, mixed = self.split(dout, self.heads), self.split(out, self.heads)
+        # Tied to the gradient: else all this would be found equal to the forward pass and kept.
+        q = self.split(ops.depend(q, dout), self.heads)
+        k = self.split(ops.depend(k, dout), self.kv_heads)
+        v = self.split(ops.depend(v, dout), self.kv_heads)
+        size = block_size(length, q.shape[0])
+        # One more column takes rowsum(dO * O) off the gradient of every probability of a row.
+        less = -self.row_sum(d_mixed * mixed, -1)
+        d_mixed = ops.concat((d_mixed, less), -1)
+        v1 = ops.concat((v, ops.ones((v.shape[0], length, 1), v.dtype)), -1)
+        d_k, d_v, parts = _zeros(k), _zeros(v), ()
+        for start, end in bands(length, size):
+            d_q, more_k, more_v = self.backward_band(
+                self.blocks(q, start, end, size),
+                self.blocks(d_mixed, start, end, size),
+                k[:, :end],
+                v1[:, :end],
+                start,
+                size,
+            )
+            parts += (self.band(d_q, end - start),)
+            d_k, d_v = _added(d_k, more_k), _added(d_v, more_v)
+        return (
+            self.merge(ops.concat(parts, 1), batch),
+            self.merge(d_k, batch),
+            self.merge(d_v, batch),
+        )
+
+    def backward_band(
+        self, q: Tensor, d_mixed: Tensor, k: Tensor, v1: Tensor, start: int, size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """d_mixed: [n, B * G, R * size, D + 1]; v1: [B * G, K, D + 1]. Gradients of q, k and v."""
+        count = q.shape[0]
+        d_q, d_k, d_v = _zeros(q), _zeros(k), _zeros(k)
+        number = Tensor(0, ms.int32)
+        while number < count:
+            own, d_own = ops.gather(q, number, 0), ops.gather(d_mixed, number, 0)
+            p = self.probabilities(own, k, start + number * size)
+            d_scores = p * self.product_bt(d_own, v1)
+            d_row = ops.expand_dims(self.product(d_scores, k), 0)
+            d_q = self.update(d_q, number.reshape((1, 1)), d_row)
+            d_k = d_k + self.product_at(d_scores, own)
+            d_v = d_v + self.product_at(p, d_own[:, :, :-1])
+            number = number + 1
+        return d_q, d_k, d_v
+
+
+def _zeros(x: Tensor) -> Tensor:
+    # In a Cell with loops, the graph of `ops.zeros_like` is found empty (MindSpore 2.10).
+    return ops.zeros(x.shape, x.dtype)
+
+
+def _added(whole: Tensor, part: Tensor) -> Tensor:
+    """[n, S, D] + [n, K, D] at the first K of S positions."""
+    rows, length, width = whole.shape
+    missing = length - part.shape[1]
+    if missing:
+        part = ops.concat((part, ops.zeros((rows, missing, width), part.dtype)), 1)
+    return whole + part

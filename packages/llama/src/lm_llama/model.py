@@ -1,0 +1,81 @@
+"""Llama (Touvron et al. 2023): pre-norm blocks without biases, rotary positions, gated MLPs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mindspore import Tensor
+
+from lm_core.nn import init
+from lm_core.nn.attention import CausalSelfAttention
+from lm_core.nn.decoder import Block, CausalLM, stage_layers
+from lm_core.nn.embedding import Head, TiedEmbedding, VocabParallelEmbedding
+from lm_core.nn.mlp import GatedMlp
+from lm_core.nn.norm import RmsNorm
+from lm_core.nn.rope import Rotary, Rotate
+
+if TYPE_CHECKING:
+    from lm_core.parallel.context import ParallelContext
+    from lm_llama.config import LlamaConfig
+
+
+def _block(config: LlamaConfig, context: ParallelContext, layer: int) -> Block:
+    std, hidden = config.initializer_range, config.hidden_size
+    options = {
+        "bias": False, "dtype": config.param_init_type, "compute_dtype": config.compute_dtype,
+    }  # fmt: skip
+    attention = CausalSelfAttention(
+        hidden,
+        config.num_heads,
+        context,
+        std=std,
+        out_std=std,
+        dropout=0.0,
+        site=3 * layer,
+        kv_heads=config.kv_heads,
+        rotate=Rotate(config.head_dim),
+        blockwise=config.use_flash_attention,
+        softmax_type=config.softmax_compute_type,
+        qkv_bias=config.qkv_has_bias,
+        **options,
+    )
+    return Block(
+        attention,
+        GatedMlp(hidden, config.ffn_size, context, std=std, **options),
+        RmsNorm(hidden, config.rms_norm_eps),
+        RmsNorm(hidden, config.rms_norm_eps),
+        dropout=0.0,
+        site=3 * layer + 1,
+    )
+
+
+class Llama(CausalLM):
+    """Llama with a language-model head."""
+
+    spec_name = "llama"
+
+    def __init__(self, config: LlamaConfig, context: ParallelContext) -> None:
+        super().__init__(config, context)
+        std, dtype, hidden = config.initializer_range, config.param_init_type, config.hidden_size
+        self.tied = config.tie_word_embeddings
+        has_head = not config.is_classifier and context.is_last_stage
+        if context.is_first_stage or (self.tied and has_head):
+            table = TiedEmbedding if self.tied else VocabParallelEmbedding
+            self.embedding = table(config.vocab_size, hidden, context, std=std, dtype=dtype)
+        self.rotary = Rotary(config.head_dim, config.theta, config.rope, config.trained_positions)
+        self.layers = stage_layers(config, context, partial(_block, config, context))
+        if context.is_last_stage:
+            self.norm = RmsNorm(hidden, config.rms_norm_eps)
+        if has_head and not self.tied:
+            self.head = Head(hidden, config.vocab_size, context, std=std, dtype=dtype)
+        if not init.skip_initial_values():
+            self.initialize(0)
+
+    def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
+        """ids: int32 [T]. Returns [T, H]."""
+        return self.embedding(ids)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x: [T, H]. Returns [T, V]."""
+        return self.embedding.logits(x) if self.tied else self.head(x)
