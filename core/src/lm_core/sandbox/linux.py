@@ -62,7 +62,7 @@ def unshare(flags: int, what: str) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    """mount(2)."""
+    """The system call of that name; it also changes what is mounted."""
     made = _libc.mount(
         _text(source), _text(target), _text(kind), ctypes.c_ulong(flags), _text(data or None)
     )

@@ -32,7 +32,8 @@ def serve(requests: int, answers: int, limits: jail.Limits) -> None:
             jail.close_down(limits)
             os.chdir("/tmp")
         except linux.RefusalError as error:
-            return values.send(writer, {"refused": str(error)})
+            values.send(writer, {"refused": str(error)})
+            return
         values.send(writer, {"ready": True})
         _answer(reader, writer)
 
@@ -52,7 +53,8 @@ def _answer(reader: BinaryIO, writer: BinaryIO) -> None:
     try:
         function = _load(asked["source"], asked["entry_point"])
     except BaseException as error:
-        return values.send(writer, _failure(error))
+        values.send(writer, _failure(error))
+        return
     values.send(writer, {"loaded": True})
     while True:
         asked = values.receive(reader)

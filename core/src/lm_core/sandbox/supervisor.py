@@ -59,7 +59,7 @@ class _Watched:
     def __init__(self, limits: Limits, process: int, requests: int, reports: int) -> None:
         self.limits, self.process = limits, process
         self.requests, self.reports = requests, reports
-        self.read = b""
+        self.read, self.over = b"", False
 
     @classmethod
     def start(cls, limits: Limits) -> _Watched:
@@ -81,6 +81,8 @@ class _Watched:
                 os._exit(1)
         os.close(to_read)
         os.close(to_report)
+        if not Path(f"/proc/{process}/task/{process}/children").exists():
+            raise linux.refuse("a view of its processes", "no /proc/PID/task/PID/children")
         return cls(limits, process, to_ask, to_hear)
 
     def result(self) -> dict[str, Any]:
@@ -96,8 +98,9 @@ class _Watched:
                 stream.write(task)
             return self._line(time.monotonic() + self.limits.wall_seconds)
         finally:
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
+            if not self.over:
+                os.kill(self.process, signal.SIGKILL)
+                os.waitpid(self.process, 0)
 
     def _line(self, deadline: float) -> dict[str, Any]:
         """The judge's next line; looks after the limits until it comes."""
@@ -118,8 +121,9 @@ class _Watched:
 
     def _ended(self) -> str:
         """The judge ended without a word: the kernel's limit of time, or a test that exits."""
-        seconds = _processor_time(self.process)
-        return judge.TIMED_OUT if seconds >= self.limits.seconds - 0.1 else "failed: the test ended"
+        self.over = True
+        status = os.waitpid(self.process, 0)[1]
+        return judge.TIMED_OUT if judge.killed(status) else "failed: the test ended"
 
 
 def _no_start(said: dict[str, Any]) -> str:
@@ -138,11 +142,3 @@ def _resident(process: int) -> int:
         except (OSError, IndexError):
             continue  # it has just ended
     return total
-
-
-def _processor_time(process: int) -> float:
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

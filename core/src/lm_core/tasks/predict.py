@@ -55,7 +55,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
         return _classify(settings, args, texts, options)
     if settings.is_set("seed"):
         options["seed"] = settings.seed
-    generator = _pipeline(settings, args, options)
+    generator = open_pipeline(settings, args, options)
     ids = _fitting(generator, texts)
     start = time.perf_counter()
     first = generator.model.context.rank == 0
@@ -91,7 +91,7 @@ def _classify(
             *(f"{name}: is for generated text; this model classifies; remove it" for name in wrong)
         )
     size = args.predict_batch_size or settings.predict_batch_size
-    classifier = _pipeline(settings, args, options)
+    classifier = open_pipeline(settings, args, options)
     found = classifier(texts, batch_size=size)
     if classifier.model.context.rank > 0:
         return 0
@@ -106,7 +106,8 @@ def _save(settings: RunConfig, lines: list[str]) -> None:
         Path(settings.save_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+def open_pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+    """The model of a run, this rank's part of it, with its tokenizer; `options` are defaults."""
     from lm_core import job
     from lm_core.auto import AutoTokenizer
     from lm_core.generation.config import GenerationConfig
