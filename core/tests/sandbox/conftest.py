@@ -14,11 +14,24 @@ from lm_core.sandbox.jail import Limits
 
 AMPLE = Limits(seconds=20, wall_seconds=100.0)
 """For programs that end by themselves, on a busy machine too."""
+CAPABILITIES = """
+import ctypes, os
+def f():
+    call = {"x86_64": 125, "aarch64": 90}[os.uname().machine]
+    header, found = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).syscall(call, header, found) == 0
+    bounding = [ctypes.CDLL(None).prctl(23, number, 0, 0, 0) for number in range(41)]
+    return list(found), max(bounding), os.getresuid(), os.path.exists("/etc")
+"""
+NO_CAPABILITIES = repr(([0] * 6, 0, (1000,) * 3, False))
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> SimpleNamespace:
-    """`judge(program, test)` -> result, `saw(program)` -> what `f` returned, as text."""
+    """`judge(program, test)` -> result, `saw(program)` -> what `f` returned, as text.
+
+    `who` is a program that returns its privileges, `nobody` what it must return.
+    """
     try:
         runner.require()
     except SandboxError as error:
@@ -32,7 +45,7 @@ def sandbox() -> SimpleNamespace:
     def saw(program: str, limits: Limits = AMPLE) -> str:
         return judge(program, "raise ValueError(repr(f()))", limits).removeprefix("failed: ")
 
-    return SimpleNamespace(judge=judge, saw=saw)
+    return SimpleNamespace(judge=judge, saw=saw, who=CAPABILITIES, nobody=NO_CAPABILITIES)
 
 
 @pytest.fixture

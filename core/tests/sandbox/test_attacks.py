@@ -225,6 +225,7 @@ def f():
     allowed = {"Operation not permitted", "Invalid argument"}
     assert set(denied) <= allowed and denied.count("Operation not permitted") >= 11, denied
     assert no_new_privileges == 1
+    assert sandbox.saw(sandbox.who) == sandbox.nobody
 
 
 def test_memory_of_one_process_and_of_all(sandbox):

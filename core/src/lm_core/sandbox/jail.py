@@ -1,6 +1,7 @@
 """Namespaces, a root of its own, and no privileges: what a process does to itself, in this order.
 
-`enter` in the supervisor, `build_root` and `below` in the judge, `close_down` in judge and program.
+`enter` in the supervisor; `build_root`, `below`, `close_down` in the judge; `mount_scratch`,
+`close_down` in the program.
 
 Who a program is: an ordinary user stays himself outside and has no name inside; root becomes
 `nobody`, because the kernel does not count root's processes, and because a mistake in the mounts
@@ -28,7 +29,7 @@ _FLAGS = linux.NOSUID | linux.NODEV | linux.NOEXEC
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _PACKAGES = ("site-packages", "dist-packages")
 _OPEN_FILES = 64
-_OLD = "/old"
+_OLD, _SCRATCH = "/old", ("/tmp", "/var/tmp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,24 +99,29 @@ def _write(path: str, text: str) -> None:
         ) from error
 
 
-def needed() -> list[str]:
-    """The folders that the interpreter reads from: its library, and those of shared libraries."""
+def needed() -> list[tuple[str, str]]:
+    """The folders that the interpreter reads from: its library, and those of shared libraries.
+
+    Returns:
+        (where it is, where the interpreter looks for it), which differ where links lead there.
+    """
     paths = sysconfig.get_paths()
-    found = {os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")}
-    found |= {os.path.realpath(path) for path in sys.path if path.endswith("lib-dynload")}
+    found = {paths["stdlib"], paths["platstdlib"]}
+    found |= {path for path in sys.path if path.endswith("lib-dynload")}
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
         if re.search(r"\.so[.\d]*$", path):
-            found.add(os.path.dirname(os.path.realpath(path)))
+            found.add(os.path.dirname(path))
+    found |= {os.path.realpath(path) for path in found}
     known = sorted(path for path in found if os.path.isdir(path))
-    return [path for path in known if not any(_is_below(path, other) for other in known)]
+    return [
+        (os.path.realpath(path), path)
+        for path in known
+        if not any(path.startswith(other + "/") for other in known)
+    ]
 
 
-def _is_below(path: str, other: str) -> bool:
-    return path.startswith(other + "/")
-
-
-def build_root(folders: Iterable[str], limits: Limits) -> None:
+def build_root(folders: list[tuple[str, str]]) -> None:
     """Leaves the files of the host: an empty root with what the interpreter needs, read only."""
     linux.unshare(linux.NEWNS, "a namespace for mounts")
     linux.mount(None, "/", None, linux.REC | linux.PRIVATE)
@@ -123,10 +129,13 @@ def build_root(folders: Iterable[str], limits: Limits) -> None:
     os.mkdir("/tmp" + _OLD)
     linux.pivot("/tmp", "/tmp" + _OLD)
     os.chdir("/")
-    for folder in folders:
-        os.makedirs(folder, exist_ok=True)
-        linux.bind_read_only(_OLD + folder, folder)
-    _hide_packages(folders)
+    os.mkdir(_SCRATCH[0])
+    for source, target in folders:
+        os.makedirs(target, exist_ok=True)
+        linux.bind_read_only(_OLD + source, target)
+    _hide_packages(target for _, target in folders)
+    if os.listdir(_SCRATCH[0]):
+        os.makedirs(_SCRATCH[1])
     for name in ("lib", "lib32", "lib64"):
         if os.path.islink(f"{_OLD}/{name}") and not os.path.exists(f"/{name}"):
             os.symlink(os.readlink(f"{_OLD}/{name}"), f"/{name}")
@@ -134,17 +143,26 @@ def build_root(folders: Iterable[str], limits: Limits) -> None:
     for name in _DEVICES:
         os.close(os.open(f"/dev/{name}", os.O_CREAT | os.O_WRONLY))
         linux.mount(f"{_OLD}/dev/{name}", f"/dev/{name}", None, linux.BIND)
-    os.mkdir("/tmp")
-    scratch = f"size={limits.scratch},nr_inodes=4096,mode=700,uid={INSIDE},gid={INSIDE}"
-    linux.mount("scratch", "/tmp", "tmpfs", _FLAGS, scratch)
     linux.detach(_OLD)
     os.rmdir(_OLD)
     linux.mount(None, "/", None, linux.REMOUNT | linux.BIND | linux.RDONLY | _FLAGS)
 
 
+def mount_scratch(size: int) -> None:
+    """A folder to write to, as the working directory, which the judge does not see.
+
+    It is `/tmp`, or `/var/tmp` for an interpreter that itself lies below `/tmp`.
+    """
+    linux.unshare(linux.NEWNS, "a namespace for the scratch")
+    place = next(path for path in _SCRATCH if not os.listdir(path))
+    owned = f"size={size},nr_inodes=4096,mode=700,uid={INSIDE},gid={INSIDE}"
+    linux.mount("scratch", place, "tmpfs", _FLAGS, owned)
+    os.chdir(place)
+
+
 def _hide_packages(folders: Iterable[str]) -> None:
     """Packages that somebody installed lie in the library's folder and are not part of it."""
-    stdlib = os.path.realpath(sysconfig.get_paths()["stdlib"])
+    stdlib = sysconfig.get_paths()["stdlib"]
     places = {stdlib, *(str(path) for folder in folders for path in Path(folder).glob("python*"))}
     for folder in (os.path.join(place, name) for place in places for name in _PACKAGES):
         if os.path.isdir(folder):

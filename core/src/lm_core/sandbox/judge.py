@@ -31,7 +31,7 @@ class ForeignError(Exception):
     """The program raised something that only it knows, or wanted to exit."""
 
 
-def main(requests: int, reports: int, folders: list[str], limits: jail.Limits) -> None:
+def main(requests: int, reports: int, folders: list[tuple[str, str]], limits: jail.Limits) -> None:
     """The first process of the namespaces: builds them, starts the program, judges, ends.
 
     Args:
@@ -52,8 +52,10 @@ def main(requests: int, reports: int, folders: list[str], limits: jail.Limits) -
         values.send(writer, {"result": asker.judged(task)})
 
 
-def _closed_down(folders: list[str], limits: jail.Limits, private: tuple[int, ...]) -> Program:
-    jail.build_root(folders, limits)
+def _closed_down(
+    folders: list[tuple[str, str]], limits: jail.Limits, private: tuple[int, ...]
+) -> Program:
+    jail.build_root(folders)
     asker = Program.start(limits, private)
     jail.close_down(limits)
     linux.die_with_parent()

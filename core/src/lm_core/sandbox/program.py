@@ -29,8 +29,8 @@ def serve(requests: int, answers: int, limits: jail.Limits) -> None:
     os.setsid()
     with open(_REQUESTS, "rb") as reader, open(_ANSWERS, "wb") as writer:
         try:
+            jail.mount_scratch(limits.scratch)
             jail.close_down(limits)
-            os.chdir("/tmp")
         except linux.RefusalError as error:
             values.send(writer, {"refused": str(error)})
             return

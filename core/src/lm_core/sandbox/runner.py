@@ -77,6 +77,9 @@ def run(task: Task, limits: Limits | None = None) -> str:
     ) as process:
         try:
             out, errors = process.communicate(lines.encode(), limits.wall_seconds + _GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, errors = b"", b"it did not end in time"
         except BaseException:
             process.kill()  # the kernel ends what it started
             raise
