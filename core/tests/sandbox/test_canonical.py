@@ -43,7 +43,6 @@ def test_canonical_solutions_pass(sandbox, file):
     assert found == ["passed"] * 164
 
 
-@pytest.mark.parametrize("stub", ["    pass\n", "    return 0\n", "", "    exit(0)\n"])
-def test_stubs_do_not(sandbox, file, stub):
-    found = results(file, [stub] * 164)
-    assert all(result.startswith("failed: ") for result in found)
+def test_stubs_do_not(sandbox, file):
+    stubs = ["    pass\n", "    return 0\n", "", "    exit(0)\n"] * 41
+    assert all(result.startswith("failed: ") for result in results(file, stubs))

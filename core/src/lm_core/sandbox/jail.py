@@ -177,6 +177,7 @@ def below() -> None:
 
 def close_down(limits: Limits) -> None:
     """Becomes nobody, for ever."""
+    linux.bound_capabilities()
     others = 3  # that the kernel counts: supervisor, judge, and the program itself
     if os.geteuid() == 0:
         os.setgroups([])

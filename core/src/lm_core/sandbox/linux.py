@@ -95,12 +95,18 @@ def die_with_parent() -> None:
     _prctl(_PDEATHSIG, 9, what="the death signal")
 
 
-def give_up_privileges() -> None:
-    """No capabilities, none to be gained, and no process of the same user may look inside."""
-    _prctl(_CAP_AMBIENT, 4, what="capabilities to drop")
+def bound_capabilities() -> None:
+    """None may be gained; to be called while there are some."""
     for capability in range(64):
         if _libc.prctl(_CAPBSET_DROP, *_words(capability)) < 0:
-            break  # the number of capabilities that this kernel has
+            if ctypes.get_errno() == errno.EINVAL:
+                return  # there are no more of them
+            _check(-1, "capabilities to drop")
+
+
+def give_up_privileges() -> None:
+    """No capabilities, no set-uid, and no process of the same user may look inside."""
+    _prctl(_CAP_AMBIENT, 4, what="capabilities to drop")
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _check(_libc.syscall(_CAPSET[machine()], header, (ctypes.c_uint32 * 6)()), "capset")
     _prctl(_NO_NEW_PRIVS, 1, what="no_new_privs")
