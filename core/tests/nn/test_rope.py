@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +100,14 @@ def test_hugging_face_spellings():
         RopeScaling.from_hf({"type": "longrope"})
     with pytest.raises(ConfigError, match="rope_scaling.factor"):
         RopeScaling.from_hf({"type": "linear", "factor": 0.5})
+
+
+VECTORS = json.loads((Path(__file__).parent / "rope_vectors.json").read_text())["cases"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", VECTORS, ids=lambda c: f"{c['scaling']['type']}-{c['theta']:g}")
+def test_frequencies_are_those_of_transformers(case):
+    found, factor = _scaled(size=64, theta=case["theta"], trained=16384, **case["scaling"])
+    np.testing.assert_allclose(found, case["inverse"], rtol=2e-6)
+    assert factor == pytest.approx(case["factor"])
