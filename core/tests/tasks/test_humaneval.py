@@ -62,10 +62,12 @@ def setting(look, tmp_path, monkeypatch):
         for name, prompt in PROMPTS.items()
     ]  # fmt: skip
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = SimpleNamespace(models=[], stop_after=None, problems=problems, out=tmp_path / "out")
+    found = SimpleNamespace(
+        models=[], stop_after=None, context=99, problems=problems, out=tmp_path / "out"
+    )
 
     def load(run, path, context, adapter=None):
-        config = run.model.config.copy(checkpoint_name_or_path=str(tmp_path))
+        config = run.model.config.copy(seq_length=found.context, checkpoint_name_or_path="here")
         found.models.append(Writer(config, found.stop_after))
         return found.models[-1]
 
@@ -189,6 +191,14 @@ def test_samples_of_another_run_are_not_gone_on_with(setting, capsys):
     assert setting.main("--temperature", "0.6", "--seed", "1") == 2
     error = capsys.readouterr().err
     assert "seed was 0 and is 1, temperature was 0.5 and is 0.6" in error
+
+
+def test_prompts_that_are_too_long_are_named_before_anything_is_generated(setting, capsys):
+    setting.context = 20
+    assert setting.main() == 2
+    error = capsys.readouterr().err
+    assert "error: data_path: t/1: the longest prompt has 33 tokens; must be fewer than" in error
+    assert not setting.models[0].calls
 
 
 class TestSamplesFile:

@@ -10,14 +10,14 @@ import hashlib
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core.config.flags import add_run_arguments, positive, resolve_run, world_size
 from lm_core.data import jsonlines
 from lm_core.data.humaneval import SAMPLE_FIELDS, Problem, cut, read_problems
-from lm_core.errors import ConfigError, DataError
+from lm_core.errors import ConfigError, DataError, GenerationError
 from lm_core.log import get_logger, progress
 from lm_core.sandbox import runner
 from lm_core.sandbox.jail import Limits
@@ -64,10 +64,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add("--workers", type=positive, metavar="N", help="programs run at once (one per processor)")
     add = parser.add_argument_group("generation").add_argument
-    add("--temperature", type=float, help="above 0: draw; without it the most likely token")
-    add("--top_p", type=float, default=0.95, help="draw among tokens of this probability (0.95)")
-    add("--top_k", type=int, default=0, help="draw among so many tokens (0: all)")
-    add("--max_new_tokens", type=positive, default=512, help="longest program, in tokens (512)")
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="above 0: draw; without it the most likely token",
+    )
+    add(
+        "--top_p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="draw among tokens of this probability (0.95)",
+    )
+    add("--top_k", type=int, default=0, metavar="N", help="draw among so many tokens (0: all)")
+    add("--max_new_tokens", type=positive, default=512, metavar="N", help="longest program (512)")
     add("--batch_size", dest="rows", type=positive, metavar="N", help="prompts computed at once")
     add("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
     parser.epilog = f"{_EPILOG}\n{parser.epilog}"
@@ -221,9 +232,9 @@ def _written(
     batch holds samples of one number; which other rows it holds changes nothing.
     """
     size = rows or generator.batch_size
+    ids = _encoded(generator, {problem for _, problem in todo})
     for number in sorted({number for number, _ in todo}):
         chosen = [problem for at, problem in todo if at == number]
-        ids = dict(zip(chosen, _encoded(generator, chosen), strict=True))
         chosen.sort(key=lambda problem: len(ids[problem]))  # alike in length, little padding
         for start in range(0, len(chosen), size):
             batch = chosen[start : start + size]
@@ -243,8 +254,23 @@ def _seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest())
 
 
-def _encoded(generator: TextGenerationPipeline, problems: list[Problem]) -> list[list[int]]:
-    return generator.tokenizer([problem.prompt for problem in problems])["input_ids"]
+def _encoded(
+    generator: TextGenerationPipeline, problems: Iterable[Problem]
+) -> dict[Problem, list[int]]:
+    """The prompts' tokens.
+
+    Raises:
+        GenerationError: the model has no room for a prompt, which should not come out at the end.
+    """
+    ids = {p: generator.tokenizer([p.prompt])["input_ids"][0] for p in problems}
+    limit = generator.model.config.seq_length
+    long = sorted(problem.task_id for problem, row in ids.items() if len(row) >= limit)
+    if long:
+        raise GenerationError(
+            f"data_path: {_some(long)}: the longest prompt has {max(map(len, ids.values()))} "
+            f"tokens; must be fewer than seq_length, {limit}; use a model with a longer context"
+        )
+    return ids
 
 
 def _is_whole(generator: TextGenerationPipeline, answer: Any) -> bool:
