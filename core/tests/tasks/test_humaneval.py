@@ -197,7 +197,7 @@ def test_prompts_that_are_too_long_are_named_before_anything_is_generated(settin
     setting.context = 20
     assert setting.main() == 2
     error = capsys.readouterr().err
-    assert "error: data_path: t/1: the longest prompt has 33 tokens; must be fewer than" in error
+    assert "error: data_path: t/1: the longest prompt has 30 tokens; must be fewer than" in error
     assert not setting.models[0].calls
 
 
