@@ -26,5 +26,6 @@ What remains:
 - A program may change the lists and dictionaries that it is given, as in one interpreter. A test
   that computes what it expects from an argument after the call can be led astray by that.
 - Objects of the program's own classes do not cross; a test that needs their methods fails.
+- Programs and tests have Python's standard library and no installed package.
 - Other programs on the machine share its processors; limits of time hold for both.
 """

@@ -53,39 +53,45 @@ class Limits:
 
 def enter() -> None:
     """Enters namespaces of its own as their root; the next child is the first process in them."""
-    user, group = os.geteuid(), os.getegid()
     linux.machine()
-    if user != 0:
-        linux.unshare(_OWN, "namespaces for users, processes, network and messages")
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{INSIDE} {user} 1")
-        _write("/proc/self/gid_map", f"{INSIDE} {group} 1")
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:
+        _enter_as_root()
         return
-    entered, writer = os.pipe()
-    done, mapped = os.pipe()
-    parent = os.getpid()
+    _unshare()
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{INSIDE} {user} 1")
+    _write("/proc/self/gid_map", f"{INSIDE} {group} 1")
+
+
+def _unshare() -> None:
+    linux.unshare(_OWN, "namespaces for users, processes, network and messages")
+
+
+def _enter_as_root() -> None:
+    """With two users inside, root and nobody, which only a process that stays outside may give."""
+    entered, enter_now = os.pipe()
+    problem, report = os.pipe()
     helper = os.fork()
     if helper == 0:
-        # Only who is root outside may give two users to a namespace.
-        os.close(writer)
-        os.read(entered, 1)
-        status = 0
-        for kind in ("uid", "gid"):
-            try:
-                _write(f"/proc/{parent}/{kind}_map", f"0 0 1\n{INSIDE} {NOBODY} 1")
-            except linux.RefusalError as error:
-                os.write(mapped, str(error).encode())
-                status = 1
-        os._exit(status)
-    os.close(mapped)
+        os.close(enter_now)
+        os.read(entered, 1)  # until the other end is closed
+        try:
+            for kind in ("uid", "gid"):
+                _write(f"/proc/{os.getppid()}/{kind}_map", f"0 0 1\n{INSIDE} {NOBODY} 1")
+        except linux.RefusalError as error:
+            os.write(report, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(report)
     try:
-        linux.unshare(_OWN, "namespaces for users, processes, network and messages")
+        _unshare()
     finally:
-        os.close(writer)
-        said = os.read(done, 4096).decode()
+        os.close(enter_now)
+        said = os.read(problem, 4096).decode()
         os.waitpid(helper, 0)
-        for descriptor in (entered, done):
-            os.close(descriptor)
+        os.close(entered)
+        os.close(problem)
     if said:
         raise linux.RefusalError(said)
 
