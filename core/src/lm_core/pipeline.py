@@ -232,8 +232,8 @@ class TextClassificationPipeline:
         return [{"label": names[k], "score": float(scores[k])} for k in order]
 
 
-def _texts(inputs: str | list[str] | list[dict[str, str]]) -> list[str]:
-    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+def _texts(inputs: str | Sequence[Any]) -> list[str]:
+    texts: list[Any] = [inputs] if isinstance(inputs, str) else list(inputs)
     wrong = [number for number, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         kind = type(texts[wrong[0]]).__name__

@@ -120,7 +120,8 @@ def cut_blocks(
 
 
 def _row(both: np.ndarray, real: int) -> Row:
-    """A record of which the first `real` ids are text."""
+    """A record of which the first `real` are text; both: ids, and numbers of documents."""
+    ids, documents = both
     mask = (np.arange(len(ids)) < real).astype(np.int32)
     labels = np.where(mask, ids, IGNORED).astype(np.int32)
     segments = np.where(mask, documents - documents[0] + 1, 0).astype(np.int32)

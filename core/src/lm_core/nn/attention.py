@@ -237,7 +237,11 @@ class CausalSelfAttention(nn.Cell):
         self.kv_heads = max(1, shared // context.model_parallel)
         self.scale = 1.0 / math.sqrt(self.head_dim)
         self.enter = shared_input(context)
-        own: dict[str, Any] = {**options, "bias": options["bias"] if qkv_bias is None else qkv_bias, "std": std}
+        own: dict[str, Any] = {
+            **options,
+            "bias": options["bias"] if qkv_bias is None else qkv_bias,
+            "std": std,
+        }
         columns = "attention columns"
         self.q = ColumnParallelLinear(hidden, hidden, context, columns, **own)
         width = shared * self.head_dim

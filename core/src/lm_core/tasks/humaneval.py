@@ -245,8 +245,11 @@ def _written(
                 seed=_seed(seed, number),
             )
             yield [
-                {"task_id": problem.task_id, "completion": _completion(generator, problem, *pair)}
-                for problem, *pair in zip(batch, (ids[p] for p in batch), found, strict=True)
+                {
+                    "task_id": problem.task_id,
+                    "completion": _completion(generator, problem, ids[problem], row),
+                }
+                for problem, row in zip(batch, found, strict=True)
             ]
 
 
