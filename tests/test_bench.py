@@ -102,6 +102,16 @@ def test_memory_is_that_of_the_worker_alone(bench):
     assert 1e6 < now <= peak < len(held) / 2
 
 
+def test_all_have_a_turn_in_each_round_and_another_begins(bench, tmp_path, monkeypatch):
+    import bench as rounds
+
+    monkeypatch.setattr(rounds.time, "sleep", lambda seconds: None)
+    asked = []
+    turns = {name: lambda name=name: asked.append(name) or len(asked) for name in "abc"}
+    found = rounds.Bench(tmp_path, ["lm"], 2).in_turn(turns)
+    assert asked == list("abcbca") and found == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
+
+
 def test_a_plan_is_measured_by_a_process_that_trains(bench, tmp_path, monkeypatch):
     """The run that is measured is the one that is foretold."""
     import bench as rounds

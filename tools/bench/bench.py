@@ -89,17 +89,15 @@ class Bench:
         found = {name: self.worker(stack, name, model) for name in self.contenders}
         return {name: worker for name, worker in found.items() if worker is not None}
 
-    def in_turn(self, turns: dict[str, Callable[[], Any]]) -> list[dict[str, Any]]:
-        """Rounds in which everybody has a turn, each round begun by another."""
-        names, rounds = list(turns), []
+    def in_turn(self, turns: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+        """What each finds in rounds in which all have a turn, each round begun by another."""
+        names, found = list(turns), {name: [] for name in turns}
         for number in range(self.rounds):
-            order = names[number % len(names) :] + names[: number % len(names)]
-            results = {}
-            for name in order:
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
                 time.sleep(0.2)  # the threads of the one before go to sleep
-                results[name] = turns[name]()
-            rounds.append(results)
-        return rounds
+                found[name].append(turns[name]())
+        return found
 
     def generation(self, model: str, batch: int, prompt: int, new: int) -> Result:
         """Tokens per second: new ones, or prompt tokens where only one is new."""
@@ -120,9 +118,10 @@ class Bench:
 
                 return run
 
-            rounds = self.in_turn({name: turn(worker) for name, worker in workers.items()})
-        found = {"values": _by_contender(rounds, "value")}
-        return found if new == 1 else {**found, "shares": _by_contender(rounds, "share")}
+            found = self.in_turn({name: turn(worker) for name, worker in workers.items()})
+        values = {name: [one["value"] for one in own] for name, own in found.items()}
+        shares = {name: [one["share"] for one in own] for name, own in found.items()}
+        return {"values": values} if new == 1 else {"values": values, "shares": shares}
 
     def forward(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second from ids to the logits of all positions."""
@@ -136,13 +135,8 @@ class Bench:
     ) -> dict[str, list[float]]:
         _agree({name: worker.ask("forward", rows=rows) for name, worker in workers.items()})
         tokens = len(rows) * len(rows[0])
-        rounds = self.in_turn(
-            {
-                name: lambda worker=worker: tokens / worker.ask("forward", rows=rows)["seconds"]
-                for name, worker in workers.items()
-            }
-        )
-        return {name: [r[name] for r in rounds] for name in workers}
+        turns = {name: _speed(w, "forward", rows, tokens) for name, w in workers.items()}
+        return self.in_turn(turns)
 
     def _trainers(self, stack: ExitStack, model: str) -> dict[str, Worker]:
         trainers = {}
@@ -198,8 +192,7 @@ class Bench:
     ) -> dict[str, list[float]]:
         for worker in trainers.values():
             worker.ask("train", rows=rows)
-        rounds = self.in_turn({name: _step(worker, rows) for name, worker in trainers.items()})
-        return {name: [r[name] for r in rounds] for name in trainers}
+        return self.in_turn({name: _step(worker, rows) for name, worker in trainers.items()})
 
     def training_memory(self, model: str, batch: int, length: int) -> Result:
         """Peak memory of a process that reads the model and trains three steps."""
@@ -270,9 +263,8 @@ class Bench:
 
             return run
 
-        rounds = self.in_turn({name: turn(name) for name in self.contenders})
-        present = [name for name in self.contenders if name not in self.missing]
-        return {"values": {name: [r[name] for r in rounds] for name in present}}
+        found = self.in_turn({name: turn(name) for name in self.contenders})
+        return {"values": {name: found[name] for name in found if name not in self.missing}}
 
     def help(self) -> Result:
         """Seconds of a command that prints its help."""
@@ -290,8 +282,7 @@ class Bench:
             return run
 
         names = [name for name in self.contenders if name in HELP]
-        rounds = self.in_turn({name: turn(name) for name in names})
-        return {"values": {name: [r[name] for r in rounds] for name in names}}
+        return {"values": self.in_turn({name: turn(name) for name in names})}
 
     def planned(self, run: Result) -> Result:
         """Peak memory of a process that trains two updates, beside what was foretold."""
@@ -320,8 +311,7 @@ class Bench:
 
         with Worker("lm") as worker:
             self.versions["lm"] = worker.ask("version")
-        rounds = self.in_turn({"lm": turn(degrees), "lm, one process": turn({})})
-        return {"values": {name: [r[name] for r in rounds] for name in rounds[0]}}
+        return {"values": self.in_turn({"lm": turn(degrees), "lm, one process": turn({})})}
 
     def preprocessing(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second from text files to records, and of a training step beside it."""
@@ -333,13 +323,11 @@ class Bench:
             trainer.ask("start_training", learning_rate=1e-4, variant="plain")
             trainer.ask("train", rows=rows)
             writer.ask("prepare_text", folder=str(self.scratch / "text"))
-            rounds = self.in_turn(
-                {
-                    "lm": lambda: writer.ask("preprocess", folder=str(self.scratch / "text")),
-                    "lm, training": _step(trainer, rows),
-                }
-            )
-        return {"values": {name: [r[name] for r in rounds] for name in rounds[0]}}
+            turns = {
+                "lm": lambda: writer.ask("preprocess", folder=str(self.scratch / "text")),
+                "lm, training": _step(trainer, rows),
+            }
+            return {"values": self.in_turn(turns)}
 
 
 def _peaks(trainers: dict[str, Worker], rows: list[list[int]]) -> dict[str, list[float]]:
@@ -353,19 +341,19 @@ def _peaks(trainers: dict[str, Worker], rows: list[list[int]]) -> dict[str, list
     return values
 
 
+def _speed(worker: Worker, method: str, rows: list[list[int]], tokens: int) -> Callable[[], float]:
+    """A turn: tokens per second."""
+    return lambda: tokens / worker.ask(method, rows=rows)["seconds"]
+
+
 def _step(worker: Worker, rows: list[list[int]]) -> Callable[[], float]:
-    """A turn: tokens per second of a training step."""
-    tokens = len(rows) * (len(rows[0]) - 1)
-    return lambda: tokens / worker.ask("train", rows=rows)["seconds"]
+    """A turn of a training step, in which the last token of a row is a target only."""
+    return _speed(worker, "train", rows, len(rows) * (len(rows[0]) - 1))
 
 
 def _random(model: str, batch: int, length: int, seed: int = 2) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return rng.integers(0, MODELS[model].vocabulary, (batch, length)).tolist()
-
-
-def _by_contender(rounds: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
-    return {name: [results[name][key] for results in rounds] for name in rounds[0]}
 
 
 def _agree(answers: dict[str, dict[str, Any]]) -> None:

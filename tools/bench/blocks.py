@@ -1,8 +1,9 @@
-"""What attention would take if it did not go block by block.
+"""What attention takes if it does not go block by block.
 
-Its probabilities are N squares of S numbers. A forward pass holds three copies of those of one
-block of the network (scores, the same with the mask, probabilities); training keeps one for each
-block and works in three. Each block also has its causal mask, a constant, twice.
+Its probabilities are N squares of S numbers. A forward pass holds two such (scores and
+probabilities of one block of the network), and the causal mask of every block, a constant; training
+keeps probabilities for each block, works in two more, and has the masks twice. Processes of 8,192
+tokens grew by 1.04 times that.
 """
 
 from __future__ import annotations
@@ -17,5 +18,6 @@ MOST = 12e9
 def bytes_without(model: Model, length: int, trains: bool) -> float:
     """What a pass or a training step over one sequence takes at its fullest, about."""
     square = 4.0 * length**2
-    copies = 3 + (model.layers if trains else 0)
-    return square * (model.heads * copies + 2 * model.layers)
+    copies = 2 + model.layers if trains else 2
+    masks = 2 * model.layers if trains else model.layers
+    return square * (model.heads * copies + masks)

@@ -125,7 +125,8 @@ def measured(results: dict[str, dict[str, Any]]) -> str:
         f"absolute numbers are for orientation only. Share of read bandwidth = bytes of weights x "
         f"steps/s over what two threads read just before and after. Rows called plan "
         f'train two updates of the sizes that they name in a fresh process; "they" is what '
-        f"`lm plan` says.\n\n" + table(results)
+        f"`lm plan` says. Rows with attention in blocks are of one sequence; their memory is the "
+        f"peak of a process less what it held when it had read the model.\n\n" + table(results)
     )
 
 
