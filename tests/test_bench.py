@@ -102,6 +102,23 @@ def test_memory_is_that_of_the_worker_alone(bench):
     assert 1e6 < now <= peak < len(held) / 2
 
 
+def test_what_was_measured_is_kept_when_a_later_row_fails(bench, tmp_path, monkeypatch, capsys):
+    driver, _ = bench
+    import run
+
+    def measure(self, name: str):
+        if name == "decode8":
+            raise driver.ContenderError("peer.load: is gone")
+        return ROW
+
+    monkeypatch.setattr(run.Bench, "measure", measure)
+    folder = tmp_path / "new"
+    assert run.main(["--rows", "decode1,decode8", "--output", str(folder)]) == 1
+    assert "error: peer.load: is gone\n" in capsys.readouterr().err
+    assert list(json.loads((folder / "results.json").read_text())) == ["decode1"]
+    assert "| decode | peer | **2.00**" in (folder / "RESULTS.md").read_text()
+
+
 def test_all_have_a_turn_in_each_round_and_another_begins(bench, tmp_path, monkeypatch):
     import bench as rounds
 
