@@ -65,8 +65,6 @@ class ModelConfig(Section):
 
     architectures: ClassVar[Mapping[str, str]] = {}
     """Names that `model.arch.type` may have -> the task they are for."""
-    takes_segments: ClassVar[bool] = False
-    """Whether the network keeps the documents of a packed record apart."""
 
     type: str = ""
     task: Task = "text_generation"
