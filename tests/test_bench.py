@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,18 +26,6 @@ for line in sys.stdin:
         continue
     print(json.dumps({"result": request["arguments"]}), flush=True)
 """
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """The modules of tools/bench, which are a folder of scripts and no package."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    import driver
-    import report
-
-    yield driver, report
-    for script in BENCH.glob("*.py"):
-        sys.modules.pop(script.stem, None)
 
 
 def _worker(driver, timeout: float = 30.0):
@@ -82,7 +71,7 @@ def test_ratios_are_of_the_same_round(bench):
     assert report.ratios([20.0, 30.0], [10.0, 5.0]) == [2.0, 6.0]
     table = report.table({"decode": ROW})
     assert "| decode | peer | **2.00** (1.00 - 3.00) | >= 1.5 | yes | 20 tokens/s |" in table
-    assert "| decode | other | not installed |" in table
+    assert "| decode | other | not installed | | | 20 tokens/s | | |" in table
     worse = {**ROW, "higher": False}
     assert "<= 1.5 | **no** |" in report.table({"decode": worse})
     near = {**ROW, "higher": None}
@@ -90,6 +79,54 @@ def test_ratios_are_of_the_same_round(bench):
     for theirs in (22.0, 18.0):
         values = {"values": {"lm": [20.0], "peer": [theirs]}}
         assert "within x 1.5 | yes |" in report.table({"decode": {**near, **values}})
+
+
+def test_a_share_of_the_bandwidth_may_be_asked_for(bench):
+    _, report = bench
+    shares = {"shares": {"lm": [0.8, 0.86, 0.9], "peer": [0.5, 0.4, 0.3]}}
+    assert "| lm 86 %, they 40 % |" in report.table({"decode": {**ROW, **shares}})
+    for least, met in ((0.85, "yes"), (0.9, "**no**")):
+        row = {**ROW, **shares, "least_share": least}
+        cell = f"| lm 86 % (>= {100 * least:.0f} %: {met}), they 40 % |"
+        assert cell in report.table({"decode": row})
+
+
+def test_memory_is_that_of_the_worker_alone(bench):
+    """Not that of the process that started it, which is held against it by `ru_maxrss`."""
+    held = b"x" * (300 << 20)
+    code = "import worker; print(worker.memory('VmHWM'), worker.memory('VmRSS'))"
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCH, capture_output=True, text=True, check=True
+    )
+    peak, now = map(int, told.stdout.split())
+    assert 1e6 < now <= peak < len(held) / 2
+
+
+def test_what_was_measured_is_kept_when_a_later_row_fails(bench, tmp_path, monkeypatch, capsys):
+    driver, _ = bench
+    import run
+
+    def measure(self, name: str):
+        if name == "decode8":
+            raise driver.ContenderError("peer.load: is gone")
+        return ROW
+
+    monkeypatch.setattr(run.Bench, "measure", measure)
+    folder = tmp_path / "new"
+    assert run.main(["--rows", "decode1,decode8", "--output", str(folder)]) == 1
+    assert "error: peer.load: is gone\n" in capsys.readouterr().err
+    assert list(json.loads((folder / "results.json").read_text())) == ["decode1"]
+    assert "| decode | peer | **2.00**" in (folder / "RESULTS.md").read_text()
+
+
+def test_all_have_a_turn_in_each_round_and_another_begins(bench, tmp_path, monkeypatch):
+    import bench as rounds
+
+    monkeypatch.setattr(rounds.time, "sleep", lambda seconds: None)
+    asked = []
+    turns = {name: lambda name=name: asked.append(name) or len(asked) for name in "abc"}
+    found = rounds.Bench(tmp_path, ["lm"], 2).in_turn(turns)
+    assert asked == list("abcbca") and found == {"a": [1, 6], "b": [2, 4], "c": [3, 5]}
 
 
 def test_a_plan_is_measured_by_a_process_that_trains(bench, tmp_path, monkeypatch):
@@ -129,20 +166,6 @@ def test_what_we_wrote_by_hand_is_kept(bench, tmp_path):
     assert text.count(report.BEGIN_SCALING) == 1 and "| gpt2_52b | 2,048 |" in text
     assert "We tried magic." in text and "**3.00**" in text and "**2.00**" not in text
     assert text.count(report.BEGIN) == 1
-
-
-def test_the_model_is_one_that_we_read(bench, tmp_path):
-    """The benchmark's random weights load, and have the published names and shapes."""
-    import weights
-
-    from lm_core import AutoModel
-
-    sizes = {"layers": 1, "hidden": 16, "heads": 2, "vocabulary": 40, "positions": 32}
-    weights.make(tmp_path, sizes)
-    model = AutoModel.from_pretrained(tmp_path)
-    assert model.config.num_layers == 1
-    rows = model.generate([[1, 2, 3]], max_new_tokens=4, do_sample=False, eos_token_id=[])
-    assert len(rows[0]) == 7
 
 
 SMALL = {"preset": "gpt2_tiny", "num_layers": 1, "vocab_size": 400, "seq_length": 16}

@@ -12,16 +12,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import blocks
 import numpy as np
 import probe
 import several
-import weights
 from driver import ContenderError, Worker, environment
 from rows import ROWS
+from weights import MODELS
 
 Result = dict[str, Any]
-WEIGHT_BYTES = 4 * (124_439_808 - 1024 * 768)
-"""What a decoding step reads of GPT-2 124M: all weights but the table of positions."""
 HELP = {
     "lm": ["-m", "lm_core.cli", "pretrain", "gpt2", "--help"],
     "transformers": ["-m", "transformers.cli.transformers", "--help"],
@@ -41,7 +40,7 @@ class Bench:
         self.scratch, self.contenders, self.rounds = scratch, contenders, rounds
         self.missing: dict[str, str] = {}
         self.versions: dict[str, str] = {}
-        self._folder: Path | None = None
+        self._folders: dict[str, Path] = {}
 
     def measure(self, name: str) -> Result:
         """A row: `{"values": {contender: [one number a round]}, ...}`.
@@ -53,24 +52,25 @@ class Bench:
         found = getattr(self, row.measure)(**row.arguments)
         return {
             "title": row.title, "unit": row.unit, "higher": row.higher, "targets": row.targets,
+            "least_share": row.least_share,
             "versions": dict(self.versions), "missing": dict(self.missing), **found,
         }  # fmt: skip
 
-    def folder(self) -> str:
-        """The model that everybody reads."""
-        if self._folder is None:
-            self._folder = self.scratch / "gpt2"
-            tensors = weights.make(self._folder)
+    def folder(self, model: str) -> str:
+        """Where everybody reads a model."""
+        if model not in self._folders:
+            folder = self._folders[model] = self.scratch / model
+            tensors = MODELS[model].make(folder)
             if "llama.cpp" in self.contenders:
                 try:
-                    weights.make_gguf(self._folder, tensors)
+                    MODELS[model].make_gguf(folder, tensors)
                 except ImportError as error:
                     self.missing["llama.cpp"] = str(error)
-        return str(self._folder)
+        return str(self._folders[model])
 
-    def worker(self, stack: ExitStack, name: str) -> Worker | None:
-        """A contender with the model read; None where its library is not installed."""
-        folder = self.folder()
+    def worker(self, stack: ExitStack, name: str, model: str, **options: Any) -> Worker | None:
+        """A contender that has read a model; None where its library is not installed."""
+        folder = self.folder(model)
         if name in self.missing:
             return None
         worker = stack.enter_context(Worker(name))
@@ -81,33 +81,31 @@ class Bench:
                 raise
             self.missing[name] = "not installed"
             return None
-        worker.ask("load", folder=folder)
+        worker.ask("load", folder=folder, **options)
         return worker
 
-    def workers(self, stack: ExitStack, names: list[str]) -> dict[str, Worker]:
+    def workers(self, stack: ExitStack, model: str) -> dict[str, Worker]:
         """All contenders that are there."""
-        found = {name: self.worker(stack, name) for name in names}
+        found = {name: self.worker(stack, name, model) for name in self.contenders}
         return {name: worker for name, worker in found.items() if worker is not None}
 
-    def in_turn(self, turns: dict[str, Callable[[], Any]]) -> list[dict[str, Any]]:
-        """Rounds in which everybody has a turn, each round begun by another."""
-        names, rounds = list(turns), []
+    def in_turn(self, turns: dict[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+        """What each finds in rounds in which all have a turn, each round begun by another."""
+        names, found = list(turns), {name: [] for name in turns}
         for number in range(self.rounds):
-            order = names[number % len(names) :] + names[: number % len(names)]
-            results = {}
-            for name in order:
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
                 time.sleep(0.2)  # the threads of the one before go to sleep
-                results[name] = turns[name]()
-            rounds.append(results)
-        return rounds
+                found[name].append(turns[name]())
+        return found
 
-    def generation(self, batch: int, prompt: int, new: int) -> Result:
+    def generation(self, model: str, batch: int, prompt: int, new: int) -> Result:
         """Tokens per second: new ones, or prompt tokens where only one is new."""
-        rng = np.random.default_rng(prompt)
-        prompts = rng.integers(0, 50257, (batch, prompt)).tolist()
+        prompts = _random(model, batch, prompt, seed=prompt)
         counted = batch * (new if new > 1 else prompt)
+        read = MODELS[model].weight_bytes * new
         with ExitStack() as stack:
-            workers = self.workers(stack, self.contenders)
+            workers = self.workers(stack, model)
             # Graphs are compiled and libraries warm themselves up, and all must agree.
             _agree({n: w.ask("decode", prompts=prompts, new=new) for n, w in workers.items()})
 
@@ -116,96 +114,148 @@ class Bench:
                     before = probe.read_bandwidth()
                     seconds = worker.ask("decode", prompts=prompts, new=new)["seconds"]
                     bandwidth = (before + probe.read_bandwidth()) / 2
-                    share = WEIGHT_BYTES * new / seconds / bandwidth
-                    return {"value": counted / seconds, "share": share}
+                    return {"value": counted / seconds, "share": read / seconds / bandwidth}
 
                 return run
 
-            rounds = self.in_turn({name: turn(worker) for name, worker in workers.items()})
-        found = {"values": _by_contender(rounds, "value")}
-        return found if new == 1 else {**found, "shares": _by_contender(rounds, "share")}
+            found = self.in_turn({name: turn(worker) for name, worker in workers.items()})
+        values = {name: [one["value"] for one in own] for name, own in found.items()}
+        shares = {name: [one["share"] for one in own] for name, own in found.items()}
+        return {"values": values} if new == 1 else {"values": values, "shares": shares}
 
-    def _trainers(self, stack: ExitStack) -> dict[str, Worker]:
+    def forward(self, model: str, batch: int, length: int) -> Result:
+        """Tokens per second from ids to the logits of all positions."""
+        rows = _random(model, batch, length, seed=length)
+        with ExitStack() as stack:
+            workers = self.workers(stack, model)
+            return {"values": self._compare_forward(workers, rows)}
+
+    def _compare_forward(
+        self, workers: dict[str, Worker], rows: list[list[int]]
+    ) -> dict[str, list[float]]:
+        _agree({name: worker.ask("forward", rows=rows) for name, worker in workers.items()})
+        tokens = len(rows) * len(rows[0])
+        turns = {name: _speed(w, "forward", rows, tokens) for name, w in workers.items()}
+        return self.in_turn(turns)
+
+    def _trainers(self, stack: ExitStack, model: str) -> dict[str, Worker]:
         trainers = {}
         for name in self.contenders:
             for variant in ("plain", "fused") if name == "transformers" else ("plain",):
-                if name == "llama.cpp" or (worker := self.worker(stack, name)) is None:
+                if name == "llama.cpp" or (worker := self.worker(stack, name, model)) is None:
                     continue
                 worker.ask("start_training", learning_rate=1e-4, variant=variant)
                 trainers[f"{name}, {variant}" if name == "transformers" else name] = worker
         return trainers
 
-    def training(self) -> Result:
+    def training(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second of a training step."""
-        rows = _training_rows()
+        rows = _random(model, batch, length + 1)
         with ExitStack() as stack:
-            trainers = self._trainers(stack)
-            losses = [
-                [worker.ask("train", rows=rows)["loss"] for _ in range(2)]
-                for worker in trainers.values()
-            ]
-            if np.ptp(losses, axis=0).max() > 2e-3:
-                raise ContenderError(f"the losses of the first steps differ: {losses}")
-            rounds = self._train_in_turn(trainers)
-        return {"values": {name: [r[name] for r in rounds] for name in trainers}}
+            trainers = self._trainers(stack, model)
+            return {"values": self._compare_training(trainers, rows)}
 
-    def _tuners(self, stack: ExitStack) -> dict[str, Worker]:
+    def _compare_training(
+        self, trainers: dict[str, Worker], rows: list[list[int]]
+    ) -> dict[str, list[float]]:
+        losses = [
+            [worker.ask("train", rows=rows)["loss"] for _ in range(2)]
+            for worker in trainers.values()
+        ]
+        if np.ptp(losses, axis=0).max() > 2e-3:
+            raise ContenderError(f"the losses of the first steps differ: {losses}")
+        return self._train_in_turn(trainers, rows)
+
+    def _tuners(self, stack: ExitStack, model: str) -> dict[str, Worker]:
         tuners = {}
         for name, variant in (("lm", "lora"), ("lm, full", "plain")):
-            worker = self.worker(stack, "lm")
+            worker = self.worker(stack, "lm", model)
             assert worker is not None
             worker.ask("start_training", learning_rate=1e-4, variant=variant)
             tuners[name] = worker
         return tuners
 
-    def lora(self) -> Result:
+    def lora(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second of a step that trains an adapter, and of one that trains all."""
+        rows = _random(model, batch, length + 1)
         with ExitStack() as stack:
-            tuners = self._tuners(stack)
-            rounds = self._train_in_turn(tuners)
-        return {"values": {name: [r[name] for r in rounds] for name in tuners}}
+            return {"values": self._train_in_turn(self._tuners(stack, model), rows)}
 
-    def lora_memory(self) -> Result:
+    def lora_memory(self, model: str, batch: int, length: int) -> Result:
         """Peak memory of processes that train an adapter, or all weights, for three steps."""
+        rows = _random(model, batch, length + 1)
         with ExitStack() as stack:
-            return {"values": _peaks(self._tuners(stack))}
+            return {"values": _peaks(self._tuners(stack, model), rows)}
 
-    def _train_in_turn(self, trainers: dict[str, Worker]) -> list[dict[str, Any]]:
-        rows = _training_rows()
+    def _train_in_turn(
+        self, trainers: dict[str, Worker], rows: list[list[int]]
+    ) -> dict[str, list[float]]:
         for worker in trainers.values():
             worker.ask("train", rows=rows)
-        return self.in_turn(
-            {
-                name: lambda worker=worker: 1024 / worker.ask("train", rows=rows)["seconds"]
-                for name, worker in trainers.items()
-            }
-        )
+        return self.in_turn({name: _step(worker, rows) for name, worker in trainers.items()})
 
-    def training_memory(self) -> Result:
+    def training_memory(self, model: str, batch: int, length: int) -> Result:
         """Peak memory of a process that reads the model and trains three steps."""
+        rows = _random(model, batch, length + 1)
         with ExitStack() as stack:
-            return {"values": _peaks(self._trainers(stack))}
+            return {"values": _peaks(self._trainers(stack, model), rows)}
 
-    def decode_memory(self) -> Result:
+    def _with_and_without_blocks(
+        self, stack: ExitStack, model: str, length: int, trains: bool
+    ) -> tuple[dict[str, Worker], dict[str, str]]:
+        """Ours twice; and why the second is not there where it would not fit."""
+        workers, needed = {}, blocks.bytes_without(MODELS[model], length, trains)
+        for name, own in (("lm", True), (blocks.WITHOUT, False)):
+            if own or needed <= blocks.MOST:
+                worker = self.worker(stack, "lm", model, blocks=own)
+                assert worker is not None
+                if trains:
+                    worker.ask("start_training", learning_rate=1e-4, variant="plain")
+                workers[name] = worker
+        absent = f"not run: would take {needed / 1e9:.0f} GB"
+        return workers, {} if blocks.WITHOUT in workers else {blocks.WITHOUT: absent}
+
+    def blocks(self, model: str, length: int, trains: bool) -> Result:
+        """Tokens per second of a pass or a training step over one sequence."""
+        with ExitStack() as stack:
+            workers, missing = self._with_and_without_blocks(stack, model, length, trains)
+            compare = self._compare_training if trains else self._compare_forward
+            values = compare(workers, _random(model, 1, length + trains))
+        return {"values": values, "missing": missing}
+
+    def blocks_memory(self, model: str, length: int, trains: bool) -> Result:
+        """What it adds to a process that has read the model, at its fullest."""
+        values, rows = {}, _random(model, 1, length + trains)
+        with ExitStack() as stack:
+            workers, missing = self._with_and_without_blocks(stack, model, length, trains)
+            for name, worker in workers.items():
+                before = worker.ask("memory")
+                for _ in range(2):
+                    worker.ask("train" if trains else "forward", rows=rows)
+                values[name] = [(worker.ask("peak_memory") - before) / 1e9]
+                worker.close()
+        return {"values": values, "missing": missing}
+
+    def decode_memory(self, model: str) -> Result:
         """Peak memory of a process that reads the model and decodes 64 tokens."""
         values = {}
-        prompts = np.random.default_rng(1).integers(0, 50257, (1, 32)).tolist()
+        prompts = _random(model, 1, 32, seed=1)
         with ExitStack() as stack:
-            for name, worker in self.workers(stack, self.contenders).items():
+            for name, worker in self.workers(stack, model).items():
                 worker.ask("decode", prompts=prompts, new=64)
                 values[name] = [worker.ask("peak_memory") / 1e9]
         return {"values": values}
 
-    def first_token(self) -> Result:
+    def first_token(self, model: str) -> Result:
         """Seconds from the start of a process: imports, reading the model, compiling."""
-        prompts = np.random.default_rng(1).integers(0, 50257, (1, 32)).tolist()
-        self.folder()
+        prompts = _random(model, 1, 32, seed=1)
+        self.folder(model)
 
         def turn(name: str) -> Callable[[], float]:
             def run() -> float:
                 with ExitStack() as stack:
                     start = time.perf_counter()
-                    worker = self.worker(stack, name)
+                    worker = self.worker(stack, name, model)
                     if worker is None:
                         return float("nan")
                     worker.ask("decode", prompts=prompts, new=1)
@@ -213,9 +263,8 @@ class Bench:
 
             return run
 
-        rounds = self.in_turn({name: turn(name) for name in self.contenders})
-        present = [name for name in self.contenders if name not in self.missing]
-        return {"values": {name: [r[name] for r in rounds] for name in present}}
+        found = self.in_turn({name: turn(name) for name in self.contenders})
+        return {"values": {name: found[name] for name in found if name not in self.missing}}
 
     def help(self) -> Result:
         """Seconds of a command that prints its help."""
@@ -233,8 +282,7 @@ class Bench:
             return run
 
         names = [name for name in self.contenders if name in HELP]
-        rounds = self.in_turn({name: turn(name) for name in names})
-        return {"values": {name: [r[name] for r in rounds] for name in names}}
+        return {"values": self.in_turn({name: turn(name) for name in names})}
 
     def planned(self, run: Result) -> Result:
         """Peak memory of a process that trains two updates, beside what was foretold."""
@@ -263,45 +311,49 @@ class Bench:
 
         with Worker("lm") as worker:
             self.versions["lm"] = worker.ask("version")
-        rounds = self.in_turn({"lm": turn(degrees), "lm, one process": turn({})})
-        return {"values": {name: [r[name] for r in rounds] for name in rounds[0]}}
+        return {"values": self.in_turn({"lm": turn(degrees), "lm, one process": turn({})})}
 
-    def preprocessing(self) -> Result:
+    def preprocessing(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second from text files to records, and of a training step beside it."""
-        rows = _training_rows()
+        rows = _random(model, batch, length + 1)
         with ExitStack() as stack:
-            writer = self.worker(stack, "lm")
-            trainer = self.worker(stack, "lm")
+            writer = self.worker(stack, "lm", model)
+            trainer = self.worker(stack, "lm", model)
             assert writer is not None and trainer is not None
             trainer.ask("start_training", learning_rate=1e-4, variant="plain")
             trainer.ask("train", rows=rows)
             writer.ask("prepare_text", folder=str(self.scratch / "text"))
-            rounds = self.in_turn(
-                {
-                    "lm": lambda: writer.ask("preprocess", folder=str(self.scratch / "text")),
-                    "lm, training": lambda: 1024 / trainer.ask("train", rows=rows)["seconds"],
-                }
-            )
-        return {"values": {name: [r[name] for r in rounds] for name in rounds[0]}}
+            turns = {
+                "lm": lambda: writer.ask("preprocess", folder=str(self.scratch / "text")),
+                "lm, training": _step(trainer, rows),
+            }
+            return {"values": self.in_turn(turns)}
 
 
-def _peaks(trainers: dict[str, Worker]) -> dict[str, list[float]]:
+def _peaks(trainers: dict[str, Worker], rows: list[list[int]]) -> dict[str, list[float]]:
     """Gigabytes after three steps, one process after the other."""
     values = {}
     for name, worker in trainers.items():
         for _ in range(3):
-            worker.ask("train", rows=_training_rows())
+            worker.ask("train", rows=rows)
         values[name] = [worker.ask("peak_memory") / 1e9]
         worker.close()
     return values
 
 
-def _training_rows() -> list[list[int]]:
-    return np.random.default_rng(2).integers(0, 50257, (4, 257)).tolist()
+def _speed(worker: Worker, method: str, rows: list[list[int]], tokens: int) -> Callable[[], float]:
+    """A turn: tokens per second."""
+    return lambda: tokens / worker.ask(method, rows=rows)["seconds"]
 
 
-def _by_contender(rounds: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
-    return {name: [results[name][key] for results in rounds] for name in rounds[0]}
+def _step(worker: Worker, rows: list[list[int]]) -> Callable[[], float]:
+    """A turn of a training step, in which the last token of a row is a target only."""
+    return _speed(worker, "train", rows, len(rows) * (len(rows[0]) - 1))
+
+
+def _random(model: str, batch: int, length: int, seed: int = 2) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, MODELS[model].vocabulary, (batch, length)).tolist()
 
 
 def _agree(answers: dict[str, dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import scaling
+from weights import MODELS
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 BEGIN_SCALING, END_SCALING = "<!-- scaling: begin -->", "<!-- scaling: end -->"
@@ -62,7 +63,7 @@ def _lines(row: dict[str, Any]) -> list[str]:
             name,
             f"**{middle:.2f}** ({min(found):.2f} - {max(found):.2f})",
             "" if target is None else f"{sign} {target:g}",
-            "" if target is None else ("yes" if met else "**no**"),
+            "" if target is None else _yes(met),
             f"{_short(median(ours))} {unit}",
             f"{_short(median(theirs))} {unit}",
             _shares(row, name),
@@ -70,7 +71,8 @@ def _lines(row: dict[str, Any]) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |\n")
     for name, why in row["missing"].items():
         if name not in row["values"]:
-            lines.append(f"| {row['title']} | {name} | {why} | | | | | |\n")
+            number = f"{_short(median(ours))} {unit}"
+            lines.append(f"| {row['title']} | {name} | {why} | | | {number} | | |\n")
     return lines
 
 
@@ -78,6 +80,10 @@ def _met(ratio: float, target: float, higher: bool | None) -> bool:
     if higher is None:
         return 1 / target <= ratio <= target
     return ratio >= target if higher else ratio <= target
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "**no**"
 
 
 def _short(value: float) -> str:
@@ -88,7 +94,9 @@ def _shares(row: dict[str, Any], name: str) -> str:
     if "shares" not in row:
         return ""
     ours, theirs = (100 * median(row["shares"][key]) for key in ("lm", name))
-    return f"lm {ours:.0f} %, they {theirs:.0f} %"
+    least = row.get("least_share")
+    target = "" if least is None else f" (>= {100 * least:.0f} %: {_yes(ours >= 100 * least)})"
+    return f"lm {ours:.0f} %{target}, they {theirs:.0f} %"
 
 
 def machine() -> str:
@@ -111,13 +119,24 @@ def measured(results: dict[str, dict[str, Any]]) -> str:
     return (
         f"Measured on {datetime.date.today()}, {machine()}, 2 threads for everybody; "
         f"{'; '.join(versions.values())}.\n\n"
-        f"GPT-2 124M, random weights, float32, the same for all; tokens and first losses are "
+        f"{_models()}; random weights, float32, the same for all; tokens and first losses are "
         f"checked to agree. {rounds} rounds (memory: one) in which all have their turn; ratio = lm "
         f"divided by the peer within a round. The machine is shared and its speed drifts, so the "
         f"absolute numbers are for orientation only. Share of read bandwidth = bytes of weights x "
         f"steps/s over what two threads read just before and after. Rows called plan "
         f'train two updates of the sizes that they name in a fresh process; "they" is what '
-        f"`lm plan` says.\n\n" + table(results)
+        f"`lm plan` says. Rows with attention in blocks are of one sequence; their memory is the "
+        f"peak of a process less what it held when it had read the model.\n\n" + table(results)
+    )
+
+
+def _models() -> str:
+    """Those of the rows."""
+    gpt2, llama = MODELS["gpt2"], MODELS["llama"]
+    return (
+        f"{gpt2.title}, and {llama.title} where a row says so ({llama.layers} layers of "
+        f"{llama.hidden}, {llama.heads} heads, feed-forward {llama.inner}, {llama.vocabulary:,} "
+        f"words)"
     )
 
 

@@ -17,6 +17,7 @@ class Row:
         arguments: for it.
         higher: whether more is better; else a ratio below 1 is good. None: one near 1 is.
         targets: what the ratio to a peer must reach; for None how far it may be off, both ways.
+        least_share: of the read bandwidth, that we must reach.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Row:
     arguments: dict[str, Any]
     higher: bool | None = True
     targets: tuple[tuple[str, float], ...] = ()
+    least_share: float | None = None
 
 
 def _planned(
@@ -44,49 +46,67 @@ def _planned(
     )  # fmt: skip
 
 
+_GPT2 = {"model": "gpt2", "batch": 4, "length": 256}
+_LLAMA = {"model": "llama", "batch": 2, "length": 256}
+
+
+def _blocks(length: int, trains: bool) -> dict[str, Row]:
+    """Memory and speed of attention that goes block by block."""
+    arguments = {"model": "llama_long", "length": length, "trains": trains}
+    kind = "training" if trains else "forward"
+    what = f"Llama of 2 x 256 with attention in blocks, {kind}, {length:,} tokens"
+    name = f"llama_blocks_{kind}_{length // 1024}k"
+    return {
+        f"{name}_memory": Row(
+            f"{what}: peak memory above the model's", "GB", "blocks_memory", arguments, higher=False
+        ),
+        name: Row(what, "tokens/s", "blocks", arguments),
+    }
+
+
 ROWS = {
     "decode1": Row(
         "decode, batch 1: 64 tokens after 32", "tokens/s", "generation",
-        {"batch": 1, "prompt": 32, "new": 64}, targets=(("transformers", 1.6),),
+        {"model": "gpt2", "batch": 1, "prompt": 32, "new": 64}, targets=(("transformers", 1.6),),
     ),
     "decode8": Row(
         "decode, batch 8: 64 tokens after 32", "tokens/s", "generation",
-        {"batch": 8, "prompt": 32, "new": 64}, targets=(("transformers", 1.2),),
+        {"model": "gpt2", "batch": 8, "prompt": 32, "new": 64}, targets=(("transformers", 1.2),),
     ),
     "prefill": Row(
         "prefill, 512 tokens to the first new one", "tokens/s", "generation",
-        {"batch": 1, "prompt": 512, "new": 1}, targets=(("transformers", 1.4),),
+        {"model": "gpt2", "batch": 1, "prompt": 512, "new": 1}, targets=(("transformers", 1.4),),
     ),
     "train": Row(
-        "training step, 4 x 256 tokens, AdamW, clipping", "tokens/s", "training", {},
+        "training step, 4 x 256 tokens, AdamW, clipping", "tokens/s", "training", _GPT2,
         targets=(("transformers, plain", 1.4), ("transformers, fused", 1.4)),
     ),
     "train_memory": Row(
-        "peak memory of training, 4 x 256 tokens", "GB", "training_memory", {},
+        "peak memory of training, 4 x 256 tokens", "GB", "training_memory", _GPT2,
         higher=False, targets=(("transformers, plain", 1.2), ("transformers, fused", 1.2)),
     ),
     "lora": Row(
         "LoRA step (rank 64 on q and v), 4 x 256 tokens, against our full step", "tokens/s",
-        "lora", {}, targets=(("lm, full", 1.3),),
+        "lora", _GPT2, targets=(("lm, full", 1.3),),
     ),
     "lora_memory": Row(
-        "peak memory of LoRA, 4 x 256 tokens, against our full training", "GB", "lora_memory", {},
-        higher=False, targets=(("lm, full", 0.5),),
+        "peak memory of LoRA, 4 x 256 tokens, against our full training", "GB", "lora_memory",
+        _GPT2, higher=False, targets=(("lm, full", 0.5),),
     ),
     "decode_memory": Row(
-        "peak memory of decoding, batch 1", "GB", "decode_memory", {}, higher=False
+        "peak memory of decoding, batch 1", "GB", "decode_memory", {"model": "gpt2"}, higher=False
     ),
     "first_token": Row(
-        "start of the process to the first token, prompt of 32", "s", "first_token", {},
-        higher=False,
+        "start of the process to the first token, prompt of 32", "s", "first_token",
+        {"model": "gpt2"}, higher=False,
     ),
     "warm_first_token": Row(
         "prompt of 32 to the first token, model loaded", "tokens/s", "generation",
-        {"batch": 1, "prompt": 32, "new": 1},
+        {"model": "gpt2", "batch": 1, "prompt": 32, "new": 1},
     ),
     "help": Row("start of the process to --help", "s", "help", {}, higher=False),
     "preprocess": Row(
-        "text to records on one process, against our training", "tokens/s", "preprocessing", {},
+        "text to records on one process, against our training", "tokens/s", "preprocessing", _GPT2,
         targets=(("lm, training", 20.0),),
     ),
     "plan_gpt2": _planned("124M, 4 x 256", 4, preset="gpt2", seq_length=256),
@@ -114,4 +134,31 @@ ROWS = {
         "training step of 17M, 8 x 128 tokens, records over two processes", "s", "several",
         {"degrees": {"data_parallel": 2}}, higher=False,
     ),
+    "llama_decode1": Row(
+        "Llama 168M: decode, batch 1: 64 tokens after 32", "tokens/s", "generation",
+        {"model": "llama", "batch": 1, "prompt": 32, "new": 64},
+        targets=(("transformers", 1.6),), least_share=0.85,
+    ),
+    "llama_decode8": Row(
+        "Llama 168M: decode, batch 8: 64 tokens after 32", "tokens/s", "generation",
+        {"model": "llama", "batch": 8, "prompt": 32, "new": 64},
+    ),
+    "llama_prefill": Row(
+        "Llama 168M: prefill, 256 tokens to the first new one", "tokens/s", "generation",
+        {"model": "llama", "batch": 1, "prompt": 256, "new": 1}, targets=(("transformers", 1.7),),
+    ),
+    "llama_forward": Row(
+        "Llama 168M: forward pass, 256 tokens to the logits of all", "tokens/s", "forward",
+        {"model": "llama", "batch": 1, "length": 256}, targets=(("transformers", 1.7),),
+    ),
+    "llama_train": Row(
+        "Llama 168M: training step, 2 x 256 tokens, AdamW, clipping", "tokens/s", "training",
+        _LLAMA, targets=(("transformers, plain", 1.4), ("transformers, fused", 1.4)),
+    ),
+    "llama_train_memory": Row(
+        "Llama 168M: peak memory of training, 2 x 256 tokens", "GB", "training_memory", _LLAMA,
+        higher=False, targets=(("transformers, plain", 1.2), ("transformers, fused", 1.2)),
+    ),
+    **_blocks(2048, trains=False), **_blocks(8192, trains=False), **_blocks(16384, trains=False),
+    **_blocks(2048, trains=True), **_blocks(8192, trains=True), **_blocks(16384, trains=True),
 }  # fmt: skip

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [name for name in rows if name not in ROWS]
     if unknown:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    args.output.mkdir(parents=True, exist_ok=True)
     store = args.output / "results.json"
     results = json.loads(store.read_text()) if store.exists() and not args.quick else {}
     with tempfile.TemporaryDirectory(prefix="lm-bench-") as scratch:
@@ -49,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             print(report.table({name: results[name]}), flush=True)
-    if not args.quick:
-        store.write_text(json.dumps(results, indent=1) + "\n")
-        report.write(args.output / "RESULTS.md", results)
+            if not args.quick:  # at once: a later row may fail
+                store.write_text(json.dumps(results, indent=1) + "\n")
+                report.write(args.output / "RESULTS.md", results)
     print(report.table({name: results[name] for name in rows}))
     return 0
 

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # tools: demo_corpus
 
 
 class Lm:
-    """lm-gpt2."""
+    """Our models."""
 
     def version(self) -> str:
         """Versions of what computes."""
@@ -25,9 +25,17 @@ class Lm:
 
         return f"lm {lm_core.__version__}, mindspore {mindspore.__version__}"
 
-    def load(self, folder: str) -> None:
-        """Reads the model."""
-        self.model = AutoModel.from_pretrained(folder)
+    def load(self, folder: str, blocks: bool | None = None) -> None:
+        """Reads the model.
+
+        Args:
+            folder: where it is.
+            blocks: whether attention goes block by block; None: as the model has it.
+        """
+        changes = {} if blocks is None else {"use_flash_attention": blocks}
+        self.model = AutoModel.from_pretrained(folder, **changes)
+        # Outside of training long sequences are read in blocks unasked.
+        self.model.set_train(blocks is False)
 
     def decode(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
         """Greedy tokens of a whole generation, and its seconds."""
@@ -35,6 +43,16 @@ class Lm:
         rows = self.model.generate(prompts, max_new_tokens=new, do_sample=False, eos_token_id=[])
         seconds = time.perf_counter() - start
         return {"tokens": [row[len(prompts[0]) :].tolist() for row in rows], "seconds": seconds}
+
+    def forward(self, rows: list[list[int]]) -> dict[str, Any]:
+        """Seconds until the logits of all positions are there, and the last best tokens."""
+        from mindspore import Tensor
+
+        ids = np.asarray(rows, np.int32)
+        start = time.perf_counter()
+        logits = self.model(Tensor(ids)).asnumpy()
+        seconds = time.perf_counter() - start
+        return {"tokens": logits[-1:, -8:].argmax(-1).tolist(), "seconds": seconds}
 
     def start_training(self, learning_rate: float, variant: str) -> None:
         """Compiles nothing yet. "lora" trains an adapter as the run gpt2_lora does."""

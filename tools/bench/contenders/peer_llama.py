@@ -10,7 +10,8 @@ import llama_cpp
 import numpy as np
 from driver import THREADS
 
-CONTEXT = 640
+CONTEXT, MOST = 640, 512
+"""Tokens of a sequence, and of one call."""
 
 
 class Llama:
@@ -44,18 +45,18 @@ class Llama:
             llama_cpp.llama_free(self.context)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = CONTEXT * rows
-        settings.n_batch = settings.n_ubatch = 512
+        settings.n_batch = settings.n_ubatch = MOST
         settings.n_seq_max = rows
         settings.n_threads = settings.n_threads_batch = THREADS
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
-        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
+        self.batch = llama_cpp.llama_batch_init(MOST, 0, 1)
         self.rows = rows
 
     def decode(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
         """Greedy tokens of a whole generation, and its seconds."""
         self._open(len(prompts))
         start = time.perf_counter()
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        self._forget()
         tokens: list[list[int]] = [[] for _ in prompts]
         for row, prompt in enumerate(prompts):
             place = self._feed([(token, p, row) for p, token in enumerate(prompt)], last_only=True)
@@ -66,6 +67,21 @@ class Llama:
             for row in range(len(prompts)):
                 tokens[row].append(self._best(row))
         return {"tokens": tokens, "seconds": time.perf_counter() - start}
+
+    def forward(self, rows: list[list[int]]) -> dict[str, Any]:
+        """Seconds until the logits of all positions are there, and the last best tokens."""
+        self._open(len(rows))
+        start = time.perf_counter()
+        self._forget()
+        for row, ids in enumerate(rows):
+            end = self._feed([(token, p, row) for p, token in enumerate(ids)]) + 1
+            llama_cpp.llama_synchronize(self.context)
+        seconds = time.perf_counter() - start
+        best = [self._best(place) for place in range(end - 8, end)]
+        return {"tokens": [best], "seconds": seconds}
+
+    def _forget(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def _feed(self, items: list[tuple[int, int, int]], last_only: bool = False) -> int:
         """Computes (token, position, sequence) items; returns the place of the last."""
@@ -85,4 +101,4 @@ class Llama:
 
     def start_training(self, learning_rate: float, variant: str) -> None:
         """Not there."""
-        raise NotImplementedError("llama.cpp does not train GPT-2")
+        raise NotImplementedError("llama.cpp does not train")
