@@ -178,8 +178,8 @@ def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> 
 def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if (path / "config.json").is_file():
         return described(path, spec, config)
-    if release_in(path, spec) is not None:
-        return _released(path, spec, config)
+    if found := release_in(path):
+        return _released(path, found, config)
     newest = saved.newest(path, saved.CONFIG)
     if newest is not None:
         notice_once(f"newest {newest}", f"{path}: using {newest}")
@@ -228,15 +228,13 @@ def described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) ->
     return Source("directory", path, family, config or own, layout, notes)
 
 
-def release_in(path: Path, spec: ModelSpec | None) -> released.Found | None:
-    """What a directory is a release of, of any installed family if `spec` is None."""
-    return released.find(path, registry.installed().values() if spec is None else [spec])
+def release_in(path: Path) -> released.Found | None:
+    """Which installed family's release a directory is; None if it is none."""
+    return released.find(path, registry.installed().values())
 
 
-def _released(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+def _released(path: Path, found: released.Found, config: ModelConfig | None) -> Source:
     """A directory as the authors of a model publish it."""
-    found = release_in(path, spec)
-    assert found is not None
     where = path / found.release.description
     tensors = released.open_files(path, found.release)
     try:
@@ -276,9 +274,9 @@ def _tell_differences(given: ModelConfig, own: ModelConfig, where: Path) -> None
 
 
 def _file(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
-    found = release_in(path.parent, spec)
-    if found is not None and path in released.files(path.parent, found.release):
-        return _released(path.parent, spec, config)  # one of its files is no model
+    found = release_in(path.parent)
+    if found and path in released.files(path.parent, found.release):
+        return _released(path.parent, found, config)  # One of its files is no model.
     tensors = io.open_file(path)
     if config is None and (path.parent / "config.json").is_file():
         beside = described(path.parent, spec, config)
@@ -348,8 +346,7 @@ def _tokenizer_family(path: Path) -> ModelSpec | None:
     for name in ("tokenizer_config.json", "config.json"):
         if (path / name).is_file():
             values.update(read_json(path / name))
-    found = release_in(path, None)
-    if found is not None:
+    if found := release_in(path):
         return found.spec
     word = str(values.get("tokenizer_class", "")).lower()
     for spec in registry.installed().values():

@@ -296,7 +296,7 @@ def _without_config_json(spec: ModelFamily, checkpoint: str) -> dict[str, Any] |
     from lm_core.checkpoint import hub
 
     path = Path(checkpoint).expanduser()
-    if not path.is_dir() or hub.release_in(path, None) is None:
+    if not path.is_dir() or hub.release_in(path) is None:
         return None
     fields = hub.resolve(path, spec=spec).config.explicit()  # type: ignore[arg-type]
     fields.pop("parallel_config", None)

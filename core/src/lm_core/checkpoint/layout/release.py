@@ -112,8 +112,8 @@ class Pieces:
     def _outside(self, name: str, spec: TensorSpec) -> tuple[Shape, np.dtype]:
         """What slices of one tensor have in common."""
         axis = self._axis[name]
-        rest = [size for place, size in enumerate(spec.shape) if place != axis]
-        return tuple(rest), spec.dtype
+        shape = (-1 if place == axis else size for place, size in enumerate(spec.shape))
+        return tuple(shape), spec.dtype
 
 
 def _shown(spec: TensorSpec) -> str:
