@@ -46,7 +46,7 @@ MINDSPORE_IN_CALLS = (
     "checkpoint.transform",
     "data.mindrecord",
     "data.pipeline",
-    "tokenizer.base",  # return_tensors="ms"
+    "tokenizer.rows",  # return_tensors="ms"
     "tasks",
     "auto",
     "trainer",

@@ -192,7 +192,8 @@ def _run(
         add_run_arguments(parser)
     # A verb whose flags depend on the model takes the package as a second argument.
     task.add_arguments(*(parser, spec)[: len(signature(task.add_arguments).parameters)])
-    args, overrides = _parse(parser, words)
+    # Scripts of model cards spell some commands in their own way.
+    args, overrides = _parse(parser, getattr(task, "spelling", list)(words))
     if run_name and not getattr(args, "config", "given"):
         args.config = run_name
     check_numpy()

@@ -326,3 +326,20 @@ def test_a_column_with_one_value_a_record(tmp_path):
         RecordDataset(path).read([0])
     with pytest.raises(DataError, match="record 0: input_ids holds 5 values, must hold 1;"):
         RecordDataset(path, ("labels", "input_ids"), single=("labels", "input_ids")).read([0])
+
+
+def test_segments_are_read_wherever_they_are(records, tmp_path):
+    columns = ("input_ids", "labels", "segment_ids")
+    path = records(tmp_path / "x.mindrecord", 4, columns=columns)
+    assert RecordDataset(path).columns == columns
+    found = RecordDataset(path, ["input_ids", "labels"])
+    assert found.columns == columns
+    assert found.read([3])["segment_ids"].tolist() == [[3] * 5]
+
+
+def test_files_with_and_without_segments(records, tmp_path):
+    records(tmp_path / "x.mindrecord", 4)
+    records(tmp_path / "y.mindrecord", 4, columns=("input_ids", "segment_ids"))
+    for columns in (None, ["input_ids"]):
+        with pytest.raises(DataError, match="x.mindrecord: has no column segment_ids"):
+            RecordDataset(tmp_path, columns)

@@ -153,6 +153,12 @@ def test_inputs(tmp_path):
         "sub/c.txt",
         "e.png",
     ]
+    assert find_inputs([tmp_path / "*.txt"], ()) == [tmp_path / "a.txt", tmp_path / "b.txt"]
+    assert len(find_inputs([tmp_path / "**" / "*.txt", tmp_path / "[de].*"], ())) == 5
+    (tmp_path / "f[1].txt").write_text("a name that looks like a pattern")
+    assert find_inputs([tmp_path / "f[1].txt"], ()) == [tmp_path / "f[1].txt"]
+    with pytest.raises(DataError, match=r"\*.csv matches no file"):
+        find_inputs([tmp_path / "*.csv"], ())
     with pytest.raises(DataError, match="holds no file ending in .tokens, .raw"):
         find_inputs([tmp_path], (".tokens", ".raw"))
     with pytest.raises(DataError, match="nothing.txt does not exist"):

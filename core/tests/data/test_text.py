@@ -135,6 +135,43 @@ def test_documents_end_with_the_end_of_text(tokenizer, tmp_path, monkeypatch, it
     assert counts["tokens"] == len(expected)
 
 
+@pytest.mark.parametrize("item", [1, 1 << 17])
+def test_documents_begin_where_the_tokenizer_says_so(pieces, tmp_path, monkeypatch, item):
+    monkeypatch.setattr(module, "_ITEM", item)
+    texts = "a lobster", "", "the cold water " * 9
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    files = sorted(tmp_path.iterdir())
+    rows, _, _ = run(TEXT, files, pieces, flags("--max_length", "20"))
+    expected = [i for text in texts if text for i in (*pieces.encode(text), 2)]
+    assert expected.count(1) == 2
+    assert real_ids(rows) == expected
+
+
+@pytest.mark.parametrize("item", [1, 30, 1 << 17])
+def test_segments_are_the_documents(tokenizer, tmp_path, monkeypatch, item):
+    monkeypatch.setattr(module, "_ITEM", item)
+    files = []
+    for number, text in enumerate(("water", "a cold lobster " * 9, "", "it", "the cook")):
+        files.append(tmp_path / f"{number}.txt")
+        files[-1].write_text(text)
+    parser = ArgumentParser()
+    TEXT.add_arguments(parser)
+    args = parser.parse_args(["--max_length", "16", "--packing"])
+    rows, _, _ = run(TEXT, files, tokenizer, args)
+    assert block_columns(args) == ("input_ids", "attention_mask", "segment_ids")
+    document = 0
+    for row in rows:
+        first = document
+        for index, segment, real, label in zip(
+            row["input_ids"], row["segment_ids"], row["attention_mask"], row["labels"], strict=True
+        ):
+            assert segment == (document - first + 1 if real else 0)
+            assert label == (index if real else -100)
+            document += int(real and index == tokenizer.eos_token_id)
+    assert document == 4
+
+
 def test_bytes_that_are_no_text_are_counted_and_replaced(tokenizer, tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes(b"caf\xe9 \xff\xfe and \xc3\xa9 \xed\xa0\x80.")

@@ -207,3 +207,71 @@ def test_truncation(auto, capsys, predict):
 def test_without_weights_it_says_so(auto, spec, capsys):
     assert cli.run_verb("predict", spec, ["--config", "toy", "--predict_data", "a"]) == 2
     assert "load_checkpoint: is missing" in capsys.readouterr().err
+
+
+class Filling(Letters):
+    """Shows "(prefix|suffix)"; 2 ends what is filled in."""
+
+    infill_end_id = 2
+
+    def build_infill_prompt(self, prefix, suffix, suffix_first=False):
+        return [ord(character) for character in f"({prefix}|{suffix})"]
+
+    def decode_infill(self, ids):
+        return "".join(chr(token) for token in ids if token)
+
+
+@pytest.fixture
+def filling(auto, monkeypatch):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: Filling())
+    return auto
+
+
+def test_infill_prints_the_whole_text(filling, capsys, predict):
+    data = ["--predict_data", "ab<FILL_ME>c", r"<FILL_ME>\n"]
+    assert predict("--infill", *data) == 0
+    whole = [[{"text_generation_text": ["ab!c"]}], [{"text_generation_text": ["!\n"]}]]
+    assert said(capsys) == whole
+    (call,) = filling.models[0].calls
+    assert [bytes(row) for row in call.ids] == [b"(ab|c)", b"(|\n)"]
+    assert 2 in call.settings.eos_ids
+
+
+def test_the_end_of_infilling_is_one_more_end(filling, predict):
+    assert (
+        predict("--infill", "--predict_data", "a<FILL_ME>", "model.model_config.eos_token_id=7")
+        == 0
+    )
+    assert filling.models[0].calls[0].settings.eos_ids == (7, 2)
+    assert predict("--predict_data", "a", "model.model_config.eos_token_id=7") == 0
+    assert filling.models[1].calls[0].settings.eos_token_id is None
+
+
+def test_infill_is_streamed(filling, capsys, predict):
+    assert predict("--infill", "--stream", "--predict_data", "a<FILL_ME>b", "<FILL_ME>c") == 0
+    assert capsys.readouterr().out == "a!b\n!c\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ab"], "predict_data[0]: has no <FILL_ME>; must have one"),
+        (["a<FILL_ME>", "<FILL_ME><FILL_ME>"], "predict_data[1]: has 2 <FILL_ME>; must have one"),
+        (["a<FILL_ME>", "--truncation", "left"], "truncation: would cut what tells the model"),
+    ],
+)
+def test_infill_that_cannot_be(filling, capsys, predict, words, message):
+    assert predict("--infill", "--predict_data", *words) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert not shown.out
+    assert not filling.models
+
+
+def test_infill_with_the_tokenizer_of_another_model(filling, capsys, monkeypatch, predict):
+    monkeypatch.setattr(Filling, "infill_end_id", 128)
+    assert predict("--infill", "--predict_data", "a<FILL_ME>") == 2
+    assert "infill: the tokenizer's token that ends it is 128; must be within the model's " in (
+        capsys.readouterr().err
+    )
+    assert not filling.models[0].calls

@@ -68,6 +68,14 @@ def test_records_with_labels(letters, tmp_path, capsys):
     assert "trained: 3 of 11 ids, 27.3 %" in lines
 
 
+def test_records_of_several_documents(letters, tmp_path, capsys):
+    row = [[*TEXT[:5], 1, *TEXT[6:], 0, 0], [1] * 6 + [2] * 3 + [0] * 2]
+    path = write(tmp_path / "a.mindrecord", [row], ("input_ids", "segment_ids"))
+    lines = said(capsys, path, "--tokenizer", "words")
+    assert lines[-2] == "record 0: 11 ids, documents: 2, 7 trained"
+    assert lines[-1].startswith("H[ello\\x01]y[ou]")
+
+
 def test_records_with_a_class(letters, tmp_path, capsys):
     rows = [[TEXT, [label]] for label in (2, 0, 2)]
     path = write(tmp_path / "a.mindrecord", rows, ("input_ids", "labels"))

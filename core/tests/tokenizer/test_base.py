@@ -21,7 +21,7 @@ class Letters(Tokenizer):
     def _encode(self, text):
         return map(ord, text)
 
-    def _bytes(self, ids):
+    def _bytes(self, ids, after):
         return bytes(ids)
 
     def _id(self, token):

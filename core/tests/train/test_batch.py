@@ -118,3 +118,35 @@ def test_accuracy_counts_rows_however_they_are_batched():
         for start in range(0, 50, size):
             metric.update(logits[start : start + size], labels[start : start + size])
         assert metric.result() == expected
+
+
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 0, 0, 0]], np.int32)
+
+
+@pytest.mark.parametrize("pad", [None, EOS, PAD])
+def test_no_document_is_predicted_from_another_and_no_padding(pad):
+    columns = {"input_ids": IDS, "segment_ids": SEGMENTS}
+    inputs, found, segments = causal_batch(columns, pad_token_id=pad, eos_token_id=EOS)
+    assert inputs.tolist() == IDS[:, :-1].tolist()
+    assert found.tolist() == [[EOS, 2, -100, EOS, -100, EOS], [5, -100, 7, -100, -100, -100]]
+    assert segments.tolist() == SEGMENTS[:, :-1].tolist()
+    assert segments.flags["C_CONTIGUOUS"]
+    assert segments.dtype == np.int32
+
+
+def test_labels_and_segments_must_agree():
+    columns = {"input_ids": IDS, "labels": IDS.copy(), "segment_ids": SEGMENTS}
+    columns["labels"][0, 1] = -100
+    found = causal_batch(columns)[1]
+    assert found.tolist() == [[-100, 2, -100, EOS, -100, EOS], [5, -100, 7, -100, -100, -100]]
+
+
+def test_segments_go_with_their_rows():
+    batch = causal_batch({"input_ids": IDS, "segment_ids": SEGMENTS})
+    filled = fill_rows(batch, 4)
+    for part, whole, value in zip(batch, filled, (0, -100, 0), strict=True):
+        assert whole[:2].tolist() == part.tolist()
+        assert whole[2:].tolist() == [[value] * 6] * 2
+    first, second = split_rows(filled, 2)
+    for one, two, whole in zip(first, second, filled, strict=True):
+        assert [*one.tolist(), *two.tolist()] == whole.tolist()

@@ -18,9 +18,10 @@ import numpy as np
 
 from lm_core.data.mindrecord import find_records, iterate, open_records
 from lm_core.data.order import shuffled
+from lm_core.data.packing import SEGMENTS
 from lm_core.errors import DataError
 
-COLUMNS = ("input_ids", "attention_mask", "labels")
+COLUMNS = ("input_ids", "attention_mask", "labels", SEGMENTS)
 
 # Row numbers handed to MindSpore at once: it takes 0.05 s to start on these, and 0.8 s and 100 MB
 # on a million.
@@ -56,7 +57,8 @@ class RecordDataset:
 
         Args:
             path: a file, a folder of files, or the common name of splits; see `find_records`.
-            columns: names; None: those of input_ids, attention_mask, labels that are there.
+            columns: names; None: those of COLUMNS that are there. `segment_ids` are read wherever
+                they are: without them the ids of a record mean something else.
             single: columns with one value a record (the class of a text).
 
         Raises:
@@ -69,6 +71,8 @@ class RecordDataset:
         present = [set(records.get_col_names()) for records in opened]
         if columns is None:
             columns = [name for name in COLUMNS if name in present[0]]
+        if SEGMENTS not in columns and any(SEGMENTS in names for names in present):
+            columns = (*columns, SEGMENTS)
         self.columns = tuple(columns)
         for file, names in zip(self.files, present, strict=True):
             missing = [name for name in self.columns if name not in names]
@@ -177,8 +181,8 @@ class RecordDataset:
         raise DataError(
             f"{self.path}: records hold {length} ids; seq_length {seq_length} needs "
             f"{seq_length + 1}{'' if exact else ' or fewer'} (the inputs and the last target); run "
-            f"preprocess with --max_length {seq_length + 1} or set "
-            f"model.model_config.seq_length={length - 1}"
+            f"preprocess with --max_length {seq_length + 1} (where it has --seq_length: "
+            f"{seq_length}) or set model.model_config.seq_length={length - 1}"
         )
 
     def check_ids(self, ids: np.ndarray, rows: np.ndarray, vocab_size: int) -> None:

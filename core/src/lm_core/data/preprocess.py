@@ -2,6 +2,7 @@
 
 A data set is described by a `Preprocessor`: `read` gives work items in order, `encode` turns one
 item into ids and knows nothing of the others, `records` takes the results in order and makes rows.
+A `Converter` only gives raw data another form, which a preprocessor reads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,13 +58,27 @@ class Preprocessor:
     """Rows from the results of `encode`, which come in the order of the items."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converter:
+    """How one data set becomes the JSON file of another kind."""
+
+    help: str
+    """One line for `preprocess --help`."""
+    suffixes: tuple[str, ...]
+    """Names of files that are taken from a folder end in one of these."""
+    convert: Callable[[Sequence[Path], Counts], Iterator[Item]]
+    """Members of the file; an item whose work is None is only progress."""
+
+
 def find_inputs(paths: Sequence[str | Path], suffixes: tuple[str, ...]) -> list[Path]:
     """Files, and the files with these suffixes below folders, each folder's sorted by name.
 
+    A path that does not exist is a pattern (`*`, `?`, `[...]`, `**`) of files, sorted by name.
+
     Raises:
-        DataError: a path does not exist, or a folder holds no such file.
+        DataError: a path does not exist, a pattern matches no file, or a folder holds no such.
     """
-    found = []
+    found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = [file for file in path.rglob("*") if file.name.endswith(suffixes)]
@@ -72,9 +88,24 @@ def find_inputs(paths: Sequence[str | Path], suffixes: tuple[str, ...]) -> list[
             found += sorted(inside)
         elif path.is_file():
             found.append(path)
+        elif has_magic(str(path)):
+            found += _matches(str(path))
         else:
             raise DataError(f"input_file: {path} does not exist; name a text file or a folder")
     return found
+
+
+def _matches(pattern: str) -> list[Path]:
+    files = [file for file in map(Path, sorted(glob(pattern, recursive=True))) if file.is_file()]
+    if not files:
+        raise DataError(f"input_file: {pattern} matches no file; name files that are there")
+    return files
+
+
+def reasons(counts: Counts) -> str:
+    """Why nothing was written: what was left out."""
+    found = [f"{name}: {n:,}" for name, n in counts.items() if "left out" in name]
+    return ", ".join(found) or "the input holds none"
 
 
 def cut(parts: Iterable[str], tokenizer: Tokenizer, size: int) -> Iterator[str]:

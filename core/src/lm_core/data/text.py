@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 
+from lm_core.data.packing import IGNORED, SEGMENTS, add_packing
 from lm_core.data.preprocess import Counts, Item, Preprocessor, cut
 from lm_core.data.wikitext import join, passages
 from lm_core.errors import DataError
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from lm_core.tokenizer.base import Tokenizer
 
 _COLUMNS = ("input_ids", "attention_mask", "labels")
-_IGNORED = -100
 # Characters of an item: 0.05 s of work, so that many processes end at about the same time.
 _ITEM = 1 << 17
 _READ = 1 << 16
+_BEGIN, _END = "begin", "end"
 _INVALID = "bytes that are not UTF-8, read as U+FFFD"
 
 
@@ -35,6 +36,8 @@ class Encoded(NamedTuple):
 
     ids: np.ndarray
     characters: int
+    ends: Sequence[int] = ()
+    """Where in the ids a document ends: after so many of them."""
 
 
 def add_block_arguments(parser: ArgumentParser) -> None:
@@ -68,39 +71,60 @@ def block_columns(args: Namespace) -> Sequence[str]:
         raise DataError(f"max_length: {args.max_length} leaves no id to predict; use at least 2")
     if "input_ids" not in args.data_columns:
         raise DataError("data_columns: must hold input_ids; add it")
-    return tuple(name for name in _COLUMNS if name in args.data_columns)
+    columns = tuple(name for name in _COLUMNS if name in args.data_columns)
+    return (*columns, SEGMENTS) if getattr(args, "packing", False) else columns
 
 
 def blocks(
     pieces: Iterable[Encoded], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Row]:
-    """Rows of `max_length` ids from the pieces of a corpus; every token is accounted for."""
-    length = args.max_length
-    rest = np.zeros(0, np.int32)
+    """Rows of `max_length` ids from the pieces of a corpus."""
+    pad = (tokenizer.pad_token_id or 0) if args.remainder == "pad" else None
+    return cut_blocks(pieces, args.max_length, pad, counts)
+
+
+def cut_blocks(
+    pieces: Iterable[Encoded], length: int, pad: int | None, counts: Counts
+) -> Iterator[Row]:
+    """Rows of `length` ids; every token is accounted for.
+
+    Args:
+        pieces: of a corpus.
+        length: ids of a row.
+        pad: fills up the last row; None: it is left out.
+        counts: gets what was written and left out.
+    """
+    # The ids, and the number of the document that each belongs to.
+    rest = np.zeros((2, 0), np.int32)
+    documents = 0
     for piece in pieces:
         counts["characters"] += piece.characters
         counts["tokens"] += len(piece.ids)
-        rest = np.concatenate([rest, piece.ids])
-        full = len(rest) // length * length
-        for ids in rest[:full].reshape(-1, length):
+        number = np.searchsorted(piece.ends, np.arange(len(piece.ids)), side="right") + documents
+        documents += len(piece.ends)
+        rest = np.concatenate([rest, np.stack([piece.ids, number.astype(np.int32)])], axis=1)
+        full = rest.shape[1] // length * length
+        for start in range(0, full, length):
             counts["records"] += 1
-            yield _row(ids, length)
-        rest = rest[full:]
+            yield _row(*rest[:, start : start + length], length)
+        rest = rest[:, full:]
+    left = rest.shape[1]
     # One id alone has nothing to predict: a record of it would be all padding to the loss.
-    if len(rest) > 1 and args.remainder == "pad":
+    if left > 1 and pad is not None:
         counts["records"] += 1
-        counts["tokens in the last record, the others are padding"] = len(rest)
-        pad = tokenizer.pad_token_id or 0
-        yield _row(np.concatenate([rest, np.full(length - len(rest), pad, np.int32)]), len(rest))
+        counts["tokens in the last record, the others are padding"] = left
+        fill = np.array([[pad], [-1]], np.int32).repeat(length - left, axis=1)
+        yield _row(*np.concatenate([rest, fill], axis=1), left)
     else:
-        counts["tokens left out at the end"] = len(rest)
+        counts["tokens left out at the end"] = left
 
 
-def _row(ids: np.ndarray, real: int) -> Row:
+def _row(ids: np.ndarray, documents: np.ndarray, real: int) -> Row:
     """A record of which the first `real` ids are text."""
     mask = (np.arange(len(ids)) < real).astype(np.int32)
-    labels = np.where(mask, ids, _IGNORED).astype(np.int32)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    labels = np.where(mask, ids, IGNORED).astype(np.int32)
+    segments = np.where(mask, documents - documents[0] + 1, 0).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, SEGMENTS: segments}
 
 
 def read_wikitext(
@@ -140,14 +164,14 @@ def encode_wikitext(
 def read_text(
     files: Sequence[Path], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Item]:
-    """Items of pieces of documents, each with whether its document ends there."""
-    waiting: list[tuple[str, bool]] = []
+    """Items of pieces of documents, and of marks where one begins or ends."""
+    waiting: list[tuple[str, str]] = []
     characters = 0
     for file in files:
         counts["files"] += 1
         empty = True
         for piece in cut(valid(_parts(file), counts), tokenizer, _ITEM):
-            waiting.append((piece, False))
+            waiting += [("", _BEGIN), (piece, "")] if empty else [(piece, "")]
             characters += len(piece)
             empty = False
             if characters >= _ITEM:
@@ -156,22 +180,35 @@ def read_text(
         if empty:
             counts["empty files left out"] += 1
         else:
-            waiting.append(("", True))
+            waiting.append(("", _END))
     if waiting:
         yield _text_item(waiting)
 
 
-def _text_item(waiting: list[tuple[str, bool]]) -> Item:
+def _text_item(waiting: list[tuple[str, str]]) -> Item:
     return Item(waiting, sum(byte_count(text) for text, _ in waiting))
 
 
-def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, bool]]) -> Encoded:
-    """Encodes pieces of documents and puts the end-of-text token after each document."""
-    if tokenizer.eos_token_id is None:
+def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, str]]) -> Encoded:
+    """Encodes pieces of documents; puts the end-of-text token after each document.
+
+    Before it comes the token that begins a text, where the tokenizer has it before every text.
+    """
+    end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if end is None:
         raise DataError("tokenizer: has no eos_token to separate documents; name one")
-    end = np.array([tokenizer.eos_token_id], np.int32)
-    ids = [end if ends else tokenizer.encode_piece(text) for text, ends in work]
-    return Encoded(np.concatenate(ids), sum(len(text) for text, _ in work))
+    begins = [begin] if tokenizer.add_bos_token and begin is not None else []
+    marks = {_BEGIN: np.array(begins, np.int32), _END: np.array([end], np.int32)}
+    ids = [marks[mark] if mark else tokenizer.encode_piece(text) for text, mark in work]
+    after = np.cumsum([len(piece) for piece in ids])
+    ends = [int(at) for at, (_, mark) in zip(after, work, strict=True) if mark == _END]
+    return Encoded(np.concatenate(ids), sum(len(text) for text, _ in work), ends)
+
+
+def add_text_arguments(parser: ArgumentParser) -> None:
+    """Flags of plain text."""
+    add_block_arguments(parser)
+    add_packing(parser, "documents")
 
 
 def _parts(file: Path) -> Iterator[str]:
@@ -218,7 +255,7 @@ WIKITEXT2 = Preprocessor(
 TEXT = Preprocessor(
     help="plain text: every file is a document, documents end with the end-of-text token",
     suffixes=(".txt", ".md", ".py", ".rst"),
-    add_arguments=add_block_arguments,
+    add_arguments=add_text_arguments,
     columns=block_columns,
     read=read_text,
     encode=encode_text,

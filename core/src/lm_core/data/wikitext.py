@@ -46,26 +46,28 @@ def clean(line: str) -> str:
     return line
 
 
-def passages(lines: Iterable[str], counts: Counter[str]) -> Iterator[list[str]]:
+def passages(
+    lines: Iterable[str], counts: Counter[str], *, blank_ends: bool = False
+) -> Iterator[list[str]]:
     """Paragraphs (stripped, not yet cleaned) of each passage; the last passage too.
 
     Args:
         lines: of a file.
         counts: gets what was read and what was left out.
+        blank_ends: a blank line ends a passage, as a heading does.
     """
     passage: list[str] = []
     for line in lines:
         line = line.strip()
         counts["lines read"] += 1
-        if not line:
-            counts["blank lines left out"] += 1
-        elif line.startswith("=") and line.endswith("="):
-            counts["headings left out"] += 1
-            if passage:
-                yield passage
-            passage = []
-        else:
+        heading = line.startswith("=") and line.endswith("=")
+        if line and not heading:
             passage.append(line)
+            continue
+        counts["headings left out" if heading else "blank lines left out"] += 1
+        if passage and (heading or blank_ends):
+            yield passage
+            passage = []
     if passage:
         yield passage
 

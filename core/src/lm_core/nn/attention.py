@@ -15,7 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from lm_core.nn.blockwise import MASKED, BlockwiseAttention
+from lm_core.nn.blockwise import MASKED, BlockwiseAttention, DocumentBlocks, documents_apart
 from lm_core.nn.dropout import Dropout
 from lm_core.nn.linear import ColumnParallelLinear, RowParallelLinear, shared_input
 from lm_core.parallel import backend
@@ -83,7 +83,7 @@ class CausalAttention(nn.Cell):
         shared = self.heads // self.kv_heads
         return x if shared == 1 else x.reshape((rows // shared, shared * length, width))
 
-    def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
+    def probabilities(self, q: Tensor, k: Tensor, segments: tuple[Tensor, ...]) -> Tensor:
         """q: [B * G, R * S, D]; k: [B * G, S, D]. Returns [B * G, R * S, S]."""
         groups, queries, _ = q.shape
         length = k.shape[1]
@@ -92,6 +92,8 @@ class CausalAttention(nn.Cell):
             scores.reshape((groups * queries // length, length * length)),
             causal_mask(length, self.softmax_type),
         )
+        if len(segments) == 1:
+            scores = documents_apart(scores, segments[0], segments[0])
         return self.softmax(scores.reshape((groups, queries, length))).astype(q.dtype)
 
     def dropped(self, p: Tensor, key: Tensor) -> Tensor:
@@ -101,8 +103,8 @@ class CausalAttention(nn.Cell):
         length = p.shape[-1]
         return self.dropout(p.reshape((-1, length, length)), key).reshape(p.shape)
 
-    def construct(
-        self, q: Tensor, k: Tensor, v: Tensor, key: Tensor
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, key: Tensor, segments: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Attends.
 
@@ -111,6 +113,7 @@ class CausalAttention(nn.Cell):
             k: [B, S, G * D].
             v: the same.
             key: of `dropout_key`.
+            segments: one of int32 [B, S], the documents of records, or none.
 
         Returns:
             the mixed values [B, S, N * D]; what a cache needs, k and v [B * G, S, D]; and what the
@@ -120,9 +123,13 @@ class CausalAttention(nn.Cell):
         batch = q.shape[0]
         q = self.grouped(self.split(q, self.heads))
         k, v = self.split(k, self.kv_heads), self.split(v, self.kv_heads)
-        p = self.probabilities(q, k)
+        p = self.probabilities(q, k, segments)
         mixed = self.product(self.dropped(p, key), v)
         return self.merge(mixed, batch, self.heads), k, v, p, q, mixed
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+        """As `forward`, each record a document."""
+        return self.forward(q, k, v, key, ())
 
     def bprop(
         self,
@@ -132,11 +139,17 @@ class CausalAttention(nn.Cell):
         key: Tensor,
         out: tuple[Tensor, ...],
         dout: tuple[Tensor, ...],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Gradients of q, k and v; only the first output is differentiated."""
+        return (*self.backward(key, out, dout[0]), ops.zeros_like(key))
+
+    def backward(
+        self, key: Tensor, out: tuple[Tensor, ...], d_merged: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, from what `forward` returned and the gradient of its first."""
         _, k, v, p, q, mixed = out
-        batch = dout[0].shape[0]
-        d_mixed = self.grouped(self.split(dout[0], self.heads))
+        batch = d_merged.shape[0]
+        d_mixed = self.grouped(self.split(d_merged, self.heads))
         # Else the mask would be found equal to that of the forward pass, and be kept from there.
         key = ops.depend(key, d_mixed)
         less = -self.row_sum(d_mixed * mixed, -1)
@@ -150,8 +163,30 @@ class CausalAttention(nn.Cell):
             self.merge(self.product(d_scores, k), batch, self.heads),
             self.merge(self.product_at(d_scores, q), batch, self.kv_heads),
             self.merge(self.product_at(self.dropped(p, key), d_mixed), batch, self.kv_heads),
-            ops.zeros_like(key),
         )
+
+
+class DocumentAttention(CausalAttention):
+    """CausalAttention within each of the documents that a record holds."""
+
+    def construct(
+        self, q: Tensor, k: Tensor, v: Tensor, key: Tensor, segments: Tensor
+    ) -> tuple[Tensor, ...]:
+        """segments: int32 [B, S], the number of each token's document."""
+        return self.forward(q, k, v, key, (segments,))
+
+    def bprop(
+        self,
+        q0: Tensor,
+        k0: Tensor,
+        v0: Tensor,
+        key: Tensor,
+        segments: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        found = self.backward(key, out, dout[0])
+        return (*found, ops.zeros_like(key), ops.zeros_like(segments))
 
 
 class CausalSelfAttention(nn.Cell):
@@ -211,8 +246,11 @@ class CausalSelfAttention(nn.Cell):
         probabilities = Dropout(
             dropout, site, heads=heads, own_heads=(context.tp_rank * self.heads, self.heads)
         )
-        self.attend = CausalAttention(self.heads, self.kv_heads, probabilities, softmax_type)
-        self.blocks = BlockwiseAttention(self.heads, self.kv_heads, softmax_type)
+        shape = (self.heads, self.kv_heads)
+        self.attend = CausalAttention(*shape, probabilities, softmax_type)
+        self.attend_documents = DocumentAttention(*shape, probabilities, softmax_type)
+        self.blocks = BlockwiseAttention(*shape, softmax_type)
+        self.document_blocks = DocumentBlocks(*shape, softmax_type)
         self.blockwise = blockwise
         self.softmax_type = backend.compute_dtype(softmax_type)
         self.softmax = ops.Softmax(-1)
@@ -236,7 +274,12 @@ class CausalSelfAttention(nn.Cell):
         )
 
     def whole(
-        self, x: Tensor, batch: int, key: Tensor, rotary: tuple[Tensor, ...]
+        self,
+        x: Tensor,
+        batch: int,
+        key: Tensor,
+        rotary: tuple[Tensor, ...],
+        segments: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
         """x: [B * S, H]. Returns the first three that CausalAttention does, or all."""
         x = self.enter(x)
@@ -247,7 +290,10 @@ class CausalSelfAttention(nn.Cell):
         v = self.v(x).reshape((batch, length, self.kv_heads * self.head_dim))
         if self.in_blocks(length):
             groups = self.kv_heads
-            return self.blocks(q, k, v), self.blocks.split(k, groups), self.blocks.split(v, groups)
+            mixed = self.document_blocks(q, k, v, *segments) if segments else self.blocks(q, k, v)
+            return mixed, self.blocks.split(k, groups), self.blocks.split(v, groups)
+        if segments:
+            return self.attend_documents(q, k, v, key, *segments)
         return self.attend(q, k, v, key)
 
     def in_blocks(self, length: int) -> bool:
@@ -257,14 +303,26 @@ class CausalSelfAttention(nn.Cell):
         return self.blockwise or (length > _LONG and not self.training)
 
     def construct(
-        self, x: Tensor, batch: int, key: Tensor, rotary: tuple[Tensor, ...] = ()
+        self,
+        x: Tensor,
+        batch: int,
+        key: Tensor,
+        rotary: tuple[Tensor, ...] = (),
+        segments: tuple[Tensor, ...] = (),
     ) -> Tensor:
-        """x: [B * S, H]; key: of `dropout_key`; rotary: of `CausalLM.rotary_tables`.
+        """Attends within whole records.
+
+        Args:
+            x: [B * S, H].
+            batch: B.
+            key: of `dropout_key`.
+            rotary: of `CausalLM.rotary_tables`.
+            segments: one of int32 [B, S], the documents of each record, or none.
 
         Returns:
             [B * S, H].
         """
-        mixed = self.whole(x, batch, key, rotary)[0]
+        mixed = self.whole(x, batch, key, rotary, segments)[0]
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))
 
     def prefill(
@@ -276,7 +334,7 @@ class CausalSelfAttention(nn.Cell):
         rotary: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """As `construct`, and fills the caches [B * G, C, D] from position 0."""
-        found = self.whole(x, batch, Tensor(np.zeros(2, np.int32)), rotary)
+        found = self.whole(x, batch, Tensor(np.zeros(2, np.int32)), rotary, ())
         ops.assign(k_cache, self.pad(found[1], k_cache.shape[1]))
         ops.assign(v_cache, self.pad(found[2], v_cache.shape[1]))
         return self.out(found[0].reshape((x.shape[0], self.heads * self.head_dim)))

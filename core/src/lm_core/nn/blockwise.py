@@ -101,13 +101,16 @@ class BlockwiseAttention(nn.Cell):
         x = x.reshape((groups * shared, count * queries // shared, width))
         return x[:, :length]
 
-    def probabilities(self, q: Tensor, k: Tensor, first: Tensor) -> Tensor:
+    def probabilities(
+        self, q: Tensor, k: Tensor, first: Tensor, segments: tuple[Tensor, ...]
+    ) -> Tensor:
         """Of one block.
 
         Args:
             q: [B * G, R * size, D].
             k: [B * G, K, D].
             first: int32, position of the first query.
+            segments: one of int32 [B, n * size], the documents of tokens, or none.
 
         Returns:
             [B * G, R * size, K].
@@ -122,15 +125,25 @@ class BlockwiseAttention(nn.Cell):
             scores.reshape((groups * queries // size, size * keys)),
             (hidden.astype(self.softmax_type) * MASKED).reshape((-1,)),
         )
+        if len(segments) == 1:
+            batch = segments[0].shape[0]
+            blocks = segments[0].reshape((batch, -1, size))
+            own = ops.gather(blocks, ops.FloorDiv()(first, Tensor(size, ms.int32)), 1)
+            scores = documents_apart(scores, own, segments[0][:, :keys])
         return self.softmax(scores.reshape((groups, queries, keys))).astype(q.dtype)
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `forward`, each record a document."""
+        return self.forward(q, k, v, ())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Tensor, ...]) -> Tensor:
         """Attends.
 
         Args:
             q: [B, S, N * D], already divided by sqrt(D).
             k: [B, S, G * D].
             v: the same.
+            segments: one of int32 [B, S], the documents of records, or none.
 
         Returns:
             the mixed values [B, S, N * D].
@@ -142,21 +155,29 @@ class BlockwiseAttention(nn.Cell):
             self.split(v, self.kv_heads),
         )
         size = block_size(length, q.shape[0])
-        parts = ()
+        segments, parts = _filled(segments, size), ()
         for start, end in bands(length, size):
             found = self.forward_band(
-                self.blocks(q, start, end, size), k[:, :end], v[:, :end], start, size
+                self.blocks(q, start, end, size), k[:, :end], v[:, :end], start, size, segments
             )
             parts += (self.band(found, end - start),)
         return self.merge(ops.concat(parts, 1), batch)
 
-    def forward_band(self, q: Tensor, k: Tensor, v: Tensor, start: int, size: int) -> Tensor:
+    def forward_band(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        start: int,
+        size: int,
+        segments: tuple[Tensor, ...],
+    ) -> Tensor:
         """q: [n, B * G, R * size, D]; k, v: [B * G, K, D]. Returns the shape of q."""
         count = q.shape[0]
         found = _zeros(q)
         number = Tensor(0, ms.int32)
         while number < count:
-            p = self.probabilities(ops.gather(q, number, 0), k, start + number * size)
+            p = self.probabilities(ops.gather(q, number, 0), k, start + number * size, segments)
             mixed = ops.expand_dims(self.product(p, v), 0)
             found = self.update(found, number.reshape((1, 1)), mixed)
             number = number + 1
@@ -166,6 +187,18 @@ class BlockwiseAttention(nn.Cell):
         self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and v."""
+        return self.backward(q, k, v, out, dout, ())
+
+    def backward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        dout: Tensor,
+        segments: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, from what `forward` took and returned."""
         batch, length, _ = dout.shape
         d_mixed, mixed = self.split(dout, self.heads), self.split(out, self.heads)
         # Tied to the gradient: else all this would be found equal to the forward pass and kept.
@@ -177,6 +210,7 @@ class BlockwiseAttention(nn.Cell):
         less = -self.row_sum(d_mixed * mixed, -1)
         d_mixed = ops.concat((d_mixed, less), -1)
         v1 = ops.concat((v, ops.ones((v.shape[0], length, 1), v.dtype)), -1)
+        segments = _filled(segments, size)
         d_k, d_v, parts = _zeros(k), _zeros(v), ()
         for start, end in bands(length, size):
             d_q, more_k, more_v = self.backward_band(
@@ -186,6 +220,7 @@ class BlockwiseAttention(nn.Cell):
                 v1[:, :end],
                 start,
                 size,
+                segments,
             )
             parts += (self.band(d_q, end - start),)
             d_k, d_v = _added(d_k, more_k), _added(d_v, more_v)
@@ -196,7 +231,14 @@ class BlockwiseAttention(nn.Cell):
         )
 
     def backward_band(
-        self, q: Tensor, d_mixed: Tensor, k: Tensor, v1: Tensor, start: int, size: int
+        self,
+        q: Tensor,
+        d_mixed: Tensor,
+        k: Tensor,
+        v1: Tensor,
+        start: int,
+        size: int,
+        segments: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """d_mixed: [n, B * G, R * size, D + 1]; v1: [B * G, K, D + 1]. Gradients of q, k and v."""
         count = q.shape[0]
@@ -204,7 +246,7 @@ class BlockwiseAttention(nn.Cell):
         number = Tensor(0, ms.int32)
         while number < count:
             own, d_own = ops.gather(q, number, 0), ops.gather(d_mixed, number, 0)
-            p = self.probabilities(own, k, start + number * size)
+            p = self.probabilities(own, k, start + number * size, segments)
             d_scores = p * self.product_bt(d_own, v1)
             d_row = ops.expand_dims(self.product(d_scores, k), 0)
             d_q = self.update(d_q, number.reshape((1, 1)), d_row)
@@ -212,6 +254,48 @@ class BlockwiseAttention(nn.Cell):
             d_v = d_v + self.product_at(p, d_own[:, :, :-1])
             number = number + 1
         return d_q, d_k, d_v
+
+
+class DocumentBlocks(BlockwiseAttention):
+    """BlockwiseAttention within each of the documents that a record holds."""
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, segments: Tensor) -> Tensor:
+        """segments: int32 [B, S], the number of each token's document."""
+        return self.forward(q, k, v, (segments,))
+
+    def bprop(
+        self, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, ...]:
+        found = self.backward(q, k, v, out, dout, (segments,))
+        return (*found, _zeros(segments))
+
+
+def documents_apart(scores: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """Hides from each query the keys of other documents.
+
+    Args:
+        scores: [B * N, Q * K].
+        own: int32 [B, Q], the documents of the queries.
+        others: int32 [B, K], those of the keys.
+    """
+    batch, queries = own.shape
+    heads, parts = scores.shape[0] // batch, ()
+    for record in range(batch):
+        other = own[record].reshape((queries, 1)) != others[record].reshape((1, -1))
+        mask = (other.astype(scores.dtype) * MASKED).reshape((-1,))
+        parts += (ops.BiasAdd()(scores[record * heads : (record + 1) * heads], mask),)
+    return ops.concat(parts, 0)
+
+
+def _filled(segments: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
+    """Filled up to whole blocks."""
+    if len(segments) == 0:
+        return ()
+    batch, length = segments[0].shape
+    missing = -length % size
+    if missing == 0:
+        return segments
+    return (ops.concat((segments[0], ops.zeros((batch, missing), segments[0].dtype)), 1),)
 
 
 def _zeros(x: Tensor) -> Tensor:

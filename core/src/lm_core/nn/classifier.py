@@ -47,13 +47,13 @@ class SequenceClassifier(Network):
             if not init.skip_initial_values():
                 self.initialize(0, only=[self.score.weight.name])
 
-    def enter(self, input_ids: Tensor) -> Tensor:
+    def enter(self, inputs: Tensor) -> Tensor:
         """As of the decoder."""
-        return self.decoder.enter(input_ids)
+        return self.decoder.enter(inputs)
 
-    def through(self, x: Tensor, batch: int) -> Tensor:
+    def through(self, x: Tensor, inputs: Tensor) -> Tensor:
         """As of the decoder."""
-        return self.decoder.through(x, batch)
+        return self.decoder.through(x, inputs)
 
     def leave(self, x: Tensor) -> Tensor:
         """As of the decoder."""

@@ -54,11 +54,18 @@ class Block(nn.Cell):
         self.mlp_dropout = Dropout(dropout, site + 1)
         self.residual_from_norm = residual_from_norm
 
-    def construct(self, x: Tensor, batch: int, key: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
-        """x: [B * S, H]; key: of `dropout_key`; rotary: of `rotary_tables`. Returns [B * S, H]."""
+    def construct(
+        self,
+        x: Tensor,
+        batch: int,
+        key: Tensor,
+        rotary: tuple[Tensor, ...],
+        segments: tuple[Tensor, ...],
+    ) -> Tensor:
+        """x: [B * S, H]. Returns [B * S, H]; see CausalSelfAttention for the rest."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention_dropout(
-            self.attention(normed, batch, key, rotary), key
+            self.attention(normed, batch, key, rotary, segments), key
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp_dropout(self.mlp(normed), key)
@@ -124,17 +131,19 @@ class CausalLM(Network):
         """ids, positions: int32 [T]. Returns the input of the first block, [T, H]."""
         raise NotImplementedError
 
-    def enter(self, input_ids: Tensor) -> Tensor:
-        """input_ids: int32 [B, S]. Returns the input of the first block, [B * S, H]."""
-        positions = _positions(*input_ids.shape)
-        return self.embed(input_ids.reshape((-1,)), positions, dropout_key(self.dropout_state))
+    def enter(self, inputs: Tensor) -> Tensor:
+        """inputs: int32 [B, S] or [B, 3, S]. Returns the input of the first block, [B * S, H]."""
+        ids = inputs if inputs.ndim == 2 else inputs[:, 0]
+        key = dropout_key(self.dropout_state)
+        return self.embed(ids.reshape((-1,)), _positions(inputs), key)
 
-    def through(self, x: Tensor, batch: int) -> Tensor:
+    def through(self, x: Tensor, inputs: Tensor) -> Tensor:
         """x: [B * S, H]. Returns what the blocks of this stage make of it."""
         key = dropout_key(self.dropout_state)
-        rotary = self.rotary_tables(_positions(batch, x.shape[0] // batch))
+        rotary = self.rotary_tables(_positions(inputs))
+        segments = () if inputs.ndim == 2 else (inputs[:, 2],)
         for layer in self.layers:
-            x = layer(x, batch, key, rotary)
+            x = layer(x, inputs.shape[0], key, rotary, segments)
         return x
 
     def rotary_tables(self, positions: Tensor) -> tuple[Tensor, ...]:
@@ -158,9 +167,9 @@ class CausalLM(Network):
         return self.norm(x)
 
     def construct(self, input_ids: Tensor) -> Tensor:
-        """input_ids: int32 [B, S]. Returns float32 logits [B, S, V]."""
-        batch, length = input_ids.shape
-        return self.whole_logits(self.hidden(input_ids)).reshape((batch, length, -1))
+        """input_ids: int32 [B, S] or [B, 3, S]. Returns float32 logits [B, S, V]."""
+        shape = (input_ids.shape[0], input_ids.shape[-1], -1)
+        return self.whole_logits(self.hidden(input_ids)).reshape(shape)
 
     def prefill(
         self, input_ids: Tensor, lengths: Tensor, k_caches: ParameterTuple, v_caches: ParameterTuple
@@ -177,7 +186,7 @@ class CausalLM(Network):
             logits of each row's last real token, [B, V].
         """
         batch, length = input_ids.shape
-        positions = _positions(batch, length)
+        positions = _positions(input_ids)
         x = self.embed(input_ids.reshape((-1,)), positions, Tensor(np.zeros(2, np.int32)))
         rotary = self.rotary_tables(positions)
         for i, layer in enumerate(self.layers):
@@ -254,8 +263,11 @@ class CausalLM(Network):
         return generate(self, input_ids, generation_config, streamer, **options)
 
 
-def _positions(batch: int, length: int) -> Tensor:
-    """int32 [B * S]: 0 ... S - 1 for each row."""
+def _positions(inputs: Tensor) -> Tensor:
+    """int32 [B * S]: 0 ... S - 1 for each record, or what `inputs` [B, 3, S] say."""
+    if inputs.ndim == 3:
+        return inputs[:, 1].reshape((-1,))
+    batch, length = inputs.shape
     return Tensor(np.tile(np.arange(length, dtype=np.int32), batch))
 
 

@@ -29,6 +29,10 @@ DROPOUT_STATE = "dropout_state"
 class Network(nn.Cell):
     """Base of language models and of classifiers.
 
+    The inputs of a pass are token ids, int32 [B, S]. Where records hold several documents they are
+    int32 [B, 3, S]: token ids, positions (counted within each document) and numbers of documents,
+    between which nothing is attended.
+
     Args:
         config: the architecture.
         context: the place of this process.
@@ -53,11 +57,11 @@ class Network(nn.Cell):
         else:
             self.cross_entropy = CrossEntropy()
 
-    def enter(self, input_ids: Tensor) -> Tensor:
-        """input_ids: int32 [B, S]. Returns the input of the first block, [B * S, H]."""
+    def enter(self, inputs: Tensor) -> Tensor:
+        """inputs: int32 [B, S] or [B, 3, S]. Returns the input of the first block, [B * S, H]."""
         raise NotImplementedError
 
-    def through(self, x: Tensor, batch: int) -> Tensor:
+    def through(self, x: Tensor, inputs: Tensor) -> Tensor:
         """x: [B * S, H]. Returns what the blocks of this stage make of it."""
         raise NotImplementedError
 
@@ -65,9 +69,9 @@ class Network(nn.Cell):
         """x: [T, H], output of the last block. Returns it normalised."""
         raise NotImplementedError
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """input_ids: int32 [B, S]. Returns the normalised output of the last block, [B * S, H]."""
-        return self.leave(self.through(self.enter(input_ids), input_ids.shape[0]))
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """inputs: as of `enter`. Returns the normalised output of the last block, [B * S, H]."""
+        return self.leave(self.through(self.enter(inputs), inputs))
 
     def logits(self, x: Tensor) -> Tensor:
         """x: [T, H], normalised. Returns [T, V], this rank's part of V, or [T, C] of C classes."""
@@ -78,18 +82,18 @@ class Network(nn.Cell):
         found = self.logits(x).astype(ms.float32)
         return found if self.gather_logits is None else self.gather_logits(found)
 
-    def loss_terms(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_terms(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the cross entropy and number of trained positions, inside a compiled graph.
 
         Args:
-            input_ids: int32 [B, S].
-            labels: int32 [B, S], already aligned: labels[b, t] is the token after input_ids[b, t],
-                or the class of the row that ends at t; -100 is ignored.
+            inputs: as of `enter`.
+            labels: int32 [B, S], already aligned: labels[b, t] is the token after inputs[b, t], or
+                the class of the row that ends at t; -100 is ignored.
 
         Returns:
             float32 scalars.
         """
-        return self.loss_at_end(self.hidden(input_ids), labels)
+        return self.loss_at_end(self.hidden(inputs), labels)
 
     def loss_at_end(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """As `loss_terms`, from the normalised output of the last block, [B * S, H]."""

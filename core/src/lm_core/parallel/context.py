@@ -145,6 +145,20 @@ class ParallelContext:
         """All ranks; "" for this one alone."""
         return self._group("world") if self.world_size > 1 else ""
 
+    def sharers(self, parts: int) -> tuple[str, list[int]]:
+        """Group of the tensor-parallel ranks that hold the same one of `parts` parts as this one.
+
+        Args:
+            parts: of a weight, fewer than `model_parallel` (heads of keys and values).
+
+        Returns:
+            name and ranks.
+        """
+        size = self.model_parallel // parts
+        part = self.tp_rank // size
+        ranks = [self.rank_at(tp=part * size + place) for place in range(size)]
+        return self._group(f"kv{parts}", self.stage, self.dp_rank, part), ranks
+
     def pair_group(self, stage: int) -> str:
         """The rank of `stage` and that of the next one between which activations pass."""
         return self._group("pair", stage, self.dp_rank, self.tp_rank)

@@ -9,6 +9,8 @@ It follows the layers of lm_core.nn and what the training step does (T = B * S t
   the head's input, and three in the cross entropy: [T], [T, 1] and, for the maximum, [T, ranks].
   Gradients of what nothing trained lies before are not computed, nor summed. Once in a step the
   gradients of those factors of adapters are summed that every rank has whole.
+- "kv", once in a step: the gradients of heads of keys and values of which there are fewer than
+  ranks, among the ranks with the same head.
 - "dp", once in a step: the gradients of all that is trained, as float32, laid end to end in about
   `gradient_aggregation_group` pieces. With a sharded optimizer the new weights are gathered in the
   same way, by a sum of what is zero but for each rank's own part.
@@ -46,7 +48,7 @@ class Exchange:
     """Exchanges of one kind in a step.
 
     Attributes:
-        group: among whom: "tp", "dp", "pp", "ends", "model" or "world".
+        group: among whom: "tp", "kv", "dp", "pp", "ends", "model" or "world".
         operation: "all_reduce" or "send".
         what: "activations", "gradients", "weights" or "scalars".
         ranks: in the group.
@@ -125,6 +127,15 @@ class _Stage:
         shared = [name for name in self.trained if self._is_shared(name)]
         size = 4 * sum(prod(self.part.shapes[name]) for name in shared)
         yield Exchange("tp", SUM, "gradients", ranks, min(1, len(shared)), size)
+        repeated = [name for name in self.trained if 1 <= self._parts(name) < ranks]
+        if repeated:
+            size = 4 * sum(prod(self.part.local_shape(name)) for name in repeated)
+            yield Exchange("kv", SUM, "gradients", ranks // self._parts(repeated[0]), 1, size)
+
+    def _parts(self, name: str) -> int:
+        """Into how many parts tensor parallelism splits a parameter; 0: it does not."""
+        own = self.part.cut(name)
+        return 0 if own.dim is None else own.parts
 
     def _backward(self) -> int:
         """Branches of blocks whose input needs a gradient: something before them is trained."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lm_core.config.schema import RunConfig
+    from lm_core.generation.infill import Gap
     from lm_core.pipeline import TextGenerationPipeline
     from lm_core.spec import ModelSpec
 
@@ -43,6 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
     group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
     group.add_argument("--stream", action="store_true", help="show each token as it comes")
+    group.add_argument(
+        "--infill", action="store_true", help="write what is missing at <FILL_ME> in each text"
+    )
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
@@ -55,12 +59,13 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
         return _classify(settings, args, texts, options)
     if settings.is_set("seed"):
         options["seed"] = settings.seed
+    gaps = _gaps(texts, options) if args.infill else []
     generator = _pipeline(settings, args, options)
-    ids = _fitting(generator, texts)
+    ids = _fitting(generator, _encoded(generator, texts, gaps))
     start = time.perf_counter()
     first = generator.model.context.rank == 0
     if args.stream and first:
-        rows = _streamed(generator, ids)
+        rows = _streamed(generator, ids, gaps)
     else:
         # Streamed rows are computed one by one, and so they must be on all ranks.
         size = 1 if args.stream else args.predict_batch_size or settings.predict_batch_size
@@ -68,7 +73,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     seconds = time.perf_counter() - start
     if not first:
         return 0  # all ranks have the same tokens; one says them
-    lines = [repr([{"text_generation_text": [generator.decode(row)]}]) for row in rows]
+    lines = [repr([{"text_generation_text": [t]}]) for t in _texts(generator, rows, ids, gaps)]
     if not args.stream:
         print("\n".join(lines))
     _save(settings, lines)
@@ -85,7 +90,7 @@ def _classify(
 ) -> int:
     """Prints the class of each text."""
     wrong = [name for name in options if name not in ("truncation", "top_k")]
-    wrong += ["stream"] * args.stream
+    wrong += ["stream"] * args.stream + ["infill"] * args.infill
     if wrong:
         raise GenerationError(
             *(f"{name}: is for generated text; this model classifies; remove it" for name in wrong)
@@ -148,24 +153,81 @@ def _vocabulary(settings: RunConfig, args: Namespace, model: Any) -> str | Path:
     return folder
 
 
-def _fitting(generator: TextGenerationPipeline, texts: list[str]) -> list[list[int]]:
+def _gaps(texts: list[str], options: dict[str, Any]) -> list[Gap]:
+    """What stands around the places to fill in.
+
+    Raises:
+        GenerationError: a text has no such place or several; something may cut the prompts.
+    """
+    from lm_core.generation.infill import read_gaps
+
+    if options.get("truncation"):
+        raise GenerationError(
+            "truncation: would cut what tells the model where to fill in; must not be with infill; "
+            "remove it, and shorten texts that are too long"
+        )
+    return read_gaps(texts)
+
+
+def _encoded(
+    generator: TextGenerationPipeline, texts: list[str], gaps: list[Gap]
+) -> list[list[int]]:
+    """The prompts; those of gaps make the token that ends an answer one that stops.
+
+    Raises:
+        TokenizerError: this vocabulary has no tokens for infilling.
+        GenerationError: the model's has none.
+    """
+    from lm_core.generation.config import GenerationConfig
+
+    tokenizer, config = generator.tokenizer, generator.model.config
+    if not gaps:
+        return tokenizer(texts)["input_ids"]
+    ids = [tokenizer.build_infill_prompt(gap.prefix, gap.suffix) for gap in gaps]
+    if tokenizer.infill_end_id >= config.vocab_size:
+        raise GenerationError(
+            f"infill: the tokenizer's token that ends it is {tokenizer.infill_end_id}; must be "
+            f"within the model's vocabulary of {config.vocab_size}; use weights and tokenizer of "
+            f"one model"
+        )
+    own = GenerationConfig.from_model(config, **generator.defaults).completed(config).eos_ids
+    generator.defaults["eos_token_id"] = [*own, tokenizer.infill_end_id]
+    return ids
+
+
+def _fitting(generator: TextGenerationPipeline, rows: list[list[int]]) -> list[list[int]]:
     """The encoded prompts, cut where that was asked for; a text without tokens begins with BOS."""
     from lm_core.generation.config import GenerationConfig
     from lm_core.generation.prompts import fit, read_prompts
 
     config = generator.model.config
-    rows = generator.tokenizer(texts)["input_ids"]
     settings = GenerationConfig.from_model(config, **generator.defaults).completed(config)
     bos = config.bos_token_id
     read = read_prompts(rows, None, vocab_size=config.vocab_size, bos=bos, pad=None)
     return [row.tolist() for row in fit(read, settings, config.seq_length)[0]]
 
 
-def _streamed(generator: TextGenerationPipeline, ids: list[list[int]]) -> list[np.ndarray]:
+def _texts(
+    generator: TextGenerationPipeline, rows: list[Any], ids: list[list[int]], gaps: list[Gap]
+) -> list[str]:
+    """Prompts and answers; of gaps, the whole texts."""
+    if not gaps:
+        return [generator.decode(row) for row in rows]
+    answers = [row[len(prompt) :] for row, prompt in zip(rows, ids, strict=True)]
+    pairs = zip(gaps, answers, strict=True)
+    return [gap.filled(generator.tokenizer, answer) for gap, answer in pairs]
+
+
+def _streamed(
+    generator: TextGenerationPipeline, ids: list[list[int]], gaps: list[Gap]
+) -> list[np.ndarray]:
+    from lm_core.generation.infill import InfillStreamer
     from lm_core.generation.streamer import TextStreamer
 
-    streamer = TextStreamer(generator.tokenizer)
-    return [generator.continue_ids([row], streamer=streamer)[0] for row in ids]
+    streamers = [InfillStreamer(generator.tokenizer, gap) for gap in gaps]
+    plain = TextStreamer(generator.tokenizer)
+    pairs = zip(ids, streamers or [plain] * len(ids), strict=True)
+    return [generator.continue_ids([row], streamer=streamer)[0] for row, streamer in pairs]
 
 
 def prompts(data: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""`preprocess DATASET`: raw data to MindRecord files."""
+"""`preprocess DATASET`: raw data to MindRecord files, or to JSON files that become such."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,8 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_core.checkpoint import atomic
+from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.checkpoint.source import read_json
-from lm_core.data.preprocess import Counts, Preprocessor, encode_all, find_inputs
+from lm_core.data.preprocess import (
+    Converter,
+    Counts,
+    Preprocessor,
+    encode_all,
+    find_inputs,
+    reasons,
+)
 from lm_core.errors import ConfigError, DataError, LmError, TokenizerError
 from lm_core.log import progress
 
@@ -27,38 +37,62 @@ if TYPE_CHECKING:
 _BYTES_PER_PROCESS = 4 << 20
 
 
+def spelling(words: Sequence[str]) -> list[str]:
+    """`--dataset_type D ...`, as the scripts of model cards say it, as `D ...`."""
+    flag = ArgumentParser(add_help=False, allow_abbrev=False)
+    flag.add_argument("--dataset_type")
+    found, rest = flag.parse_known_args(list(words))
+    return [found.dataset_type, *rest] if found.dataset_type else list(words)
+
+
 def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     """A sub-command for each data set of the model."""
-    commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
-    for name, preprocessor in spec.preprocessors.items():
+    commands = parser.add_subparsers(
+        dest="dataset",
+        required=True,
+        metavar="DATASET",
+        description="`--dataset_type DATASET` means the same",
+    )
+    for name, data in spec.preprocessors.items():
         command = commands.add_parser(
-            name, help=preprocessor.help, description=preprocessor.help, allow_abbrev=False
+            name, help=data.help, description=data.help, allow_abbrev=False
         )
-        _add_common_arguments(command, spec, preprocessor)
-        preprocessor.add_arguments(command)
+        _add_input_arguments(command, data)
+        if isinstance(data, Preprocessor):
+            _add_record_arguments(command, spec)
+            data.add_arguments(command)
 
 
-def _add_common_arguments(command: ArgumentParser, spec: ModelSpec, data: Preprocessor) -> None:
+def _add_input_arguments(command: ArgumentParser, data: Preprocessor | Converter) -> None:
     endings = ", ".join(data.suffixes)
+    form = "NAME.mindrecord" if isinstance(data, Preprocessor) else "NAME.json"
     command.add_argument(
-        "--input_file",
+        *("--input_file", "--input_glob", "--data_path"),
         nargs="+",
         required=True,
         metavar="PATH",
-        help=f"files, or folders (of which files ending in {endings} are read)",
+        help=f"files, patterns of files, or folders (of which files ending in {endings} are read)",
     )
     command.add_argument(
-        "--output_file", required=True, metavar="FILE", help="the file to write: NAME.mindrecord"
+        *("--output_file", "--output_path"),
+        required=True,
+        metavar="FILE",
+        help=f"the file to write: {form}",
     )
+
+
+def _add_record_arguments(command: ArgumentParser, spec: ModelSpec) -> None:
     command.add_argument(
-        "--num_splits",
+        *("--num_splits", "--file_partition"),
         type=int,
         default=1,
         metavar="N",
         help="write N files, NAME.mindrecord0 and so on (default: 1)",
     )
     command.add_argument(
-        "--tokenizer", metavar="DIR", help="folder of the vocabulary (vocab.json and merges.txt)"
+        *("--tokenizer", "--model_file"),
+        metavar="PATH",
+        help="folder of the vocabulary, or its file there (vocab.json, tokenizer.model)",
     )
     command.add_argument(
         "--tokenizer_type",
@@ -75,14 +109,47 @@ def _add_common_arguments(command: ArgumentParser, spec: ModelSpec, data: Prepro
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: Sequence[str] = ()) -> int:
-    """Writes the records and prints the counts.
+    """Writes the records, or the converted data, and prints the counts.
 
     Raises:
         LmError: a flag, an input or the vocabulary is wrong; no output was touched.
     """
     if overrides:
         raise ConfigError(f"preprocess: {overrides[0]!r} is not a flag; see preprocess --help")
-    preprocessor: Preprocessor = spec.preprocessors[args.dataset]
+    data: Preprocessor | Converter = spec.preprocessors[args.dataset]
+    lines = _convert(data, args) if isinstance(data, Converter) else _preprocess(spec, data, args)
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _convert(data: Converter, args: Namespace) -> list[str]:
+    """Writes a JSON array. Returns the report."""
+    files = find_inputs(args.input_file, data.suffixes)
+    output = Path(args.output_file)
+    if any(output.exists() and output.samefile(file) for file in files):
+        raise DataError(f"output_file: {output} is the input too; name another file")
+    counts: Counts = Counts()
+    size = sum(file.stat().st_size for file in files)
+    members = []
+    with (
+        _terminable(),
+        progress(total=size / 1e6, desc=f"preprocess {args.dataset}", unit="MB") as bar,
+    ):
+        for item in data.convert(files, counts):
+            if item.work is not None:
+                members.append(item.work)
+            bar.update(item.size / 1e6)
+        bar.update(size / 1e6 - bar.n)
+    if not members:
+        raise DataError(f"{output}: there is nothing to write; {reasons(counts)}")
+    with atomic.new_file(output) as path:
+        path.write_text(json.dumps(members, indent=2) + "\n", encoding="utf-8")
+    return list(_counted(args, counts, "dialogues"))
+
+
+def _preprocess(spec: ModelSpec, preprocessor: Preprocessor, args: Namespace) -> list[str]:
+    """Writes records. Returns the report."""
     columns = preprocessor.columns(args)
     files = find_inputs(args.input_file, preprocessor.suffixes)
     size = sum(file.stat().st_size for file in files)
@@ -92,9 +159,9 @@ def run(spec: ModelSpec, args: Namespace, overrides: Sequence[str] = ()) -> int:
     with _terminable():
         counts = _write(preprocessor, args, files, size, tokenizer, columns, processes)
     seconds = time.perf_counter() - start
-    for line in _summary(args, counts, seconds, processes):
-        print(line)
-    return 0
+    rate = counts["tokens"] / max(seconds, 1e-9)
+    spent = f"  time: {seconds:.1f} s, {rate:,.0f} tokens/s, processes: {processes}"
+    return [*_counted(args, counts, "records"), spent]
 
 
 def _write(
@@ -134,24 +201,33 @@ def _processes(wanted: int | None, size: int) -> int:
     return wanted
 
 
+def _vocabulary(args: Namespace) -> Path | None:
+    """The folder (or file) of the vocabulary that the flags name, None where they name a model."""
+    path = Path(args.tokenizer or args.tokenizer_type)
+    if path.is_file() and path.name in TOKENIZER_FILES:
+        return path.parent
+    return path if args.tokenizer or path.is_dir() else None
+
+
 def _tokenizer(spec: ModelSpec, args: Namespace) -> Tokenizer:
     """The vocabulary from a folder, or by name where a name can be resolved."""
-    if args.tokenizer or Path(args.tokenizer_type).is_dir():
-        return spec.tokenizer(Path(args.tokenizer or args.tokenizer_type))
+    folder = _vocabulary(args)
+    if folder is not None:
+        return spec.tokenizer(folder)
     from lm_core.auto import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(args.tokenizer_type)
     except LmError as error:
         raise TokenizerError(
-            f"tokenizer: {error.problems[0]}; or add --tokenizer FOLDER, a folder that holds "
-            f"vocab.json and merges.txt"
+            f"tokenizer: {error.problems[0]}; or add --tokenizer FOLDER, a folder that holds the "
+            f"files of the vocabulary"
         ) from error
 
 
 def _vocabulary_check(args: Namespace) -> Callable[[np.ndarray], None]:
     """Compares ids [L] with the model that the vocabulary lies beside, if it lies beside one."""
-    path = Path(args.tokenizer or args.tokenizer_type) / "config.json"
+    path = (_vocabulary(args) or Path(args.tokenizer_type)) / "config.json"
     size = read_json(path).get("vocab_size") if path.is_file() else None
 
     def check(ids: np.ndarray) -> None:
@@ -172,12 +248,10 @@ def _picklable(args: Namespace) -> Namespace:
     )
 
 
-def _summary(args: Namespace, counts: Counts, seconds: float, processes: int) -> Iterator[str]:
-    yield f"{args.output_file}: {counts['records']:,} records from {', '.join(args.input_file)}"
+def _counted(args: Namespace, counts: Counts, unit: str) -> Iterator[str]:
+    yield f"{args.output_file}: {counts[unit]:,} {unit} from {', '.join(args.input_file)}"
     for name, count in counts.items():
         yield f"  {name}: {count:,}"
-    rate = counts["tokens"] / max(seconds, 1e-9)
-    yield f"  time: {seconds:.1f} s, {rate:,.0f} tokens/s, processes: {processes}"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import numpy as np
 from lm_core import spec as registry
 from lm_core.checkpoint.io import TOKENIZER_FILES
 from lm_core.config.flags import positive
+from lm_core.data.packing import SEGMENTS
 from lm_core.errors import DataError, LmError
 from lm_core.log import get_logger
 
@@ -105,8 +106,8 @@ class Reader:
         self._check(number, row)
         if is_classified(row):
             return np.zeros(row["input_ids"].shape, bool)
-        _, targets = causal_batch({k: v[None] for k, v in row.items()}, self.pad, self.end)
-        return np.concatenate(([False], targets[0] != IGNORED))
+        batch = causal_batch({k: v[None] for k, v in row.items()}, self.pad, self.end)
+        return np.concatenate(([False], batch[1][0] != IGNORED))
 
     def _check(self, number: int, row: Row) -> None:
         size = row["input_ids"].size
@@ -124,7 +125,8 @@ class Reader:
         real = "" if mask is None or mask.all() else f", {int(mask.sum()):,} of them text"
         if is_classified(row):
             return f"label {int(row['labels'].reshape(-1)[0])}, {size:,} ids{real}"
-        return f"{size:,} ids{real}, {int(self.trained(number, row).sum()):,} trained"
+        several = f", documents: {row[SEGMENTS].max():,}" if SEGMENTS in row else ""
+        return f"{size:,} ids{real}{several}, {int(self.trained(number, row).sum()):,} trained"
 
 
 def is_classified(row: Row) -> bool:

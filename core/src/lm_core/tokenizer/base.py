@@ -21,10 +21,10 @@ import numpy as np
 import regex
 
 from lm_core.errors import TokenizerError
+from lm_core.tokenizer.rows import cut_length, pad_length, tensor
 from lm_core.tokenizer.values import plain, without_surrogates
 
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 class Tokenizer:
@@ -36,6 +36,9 @@ class Tokenizer:
         padding_side: "right" or "left".
         truncation_side: "right" or "left": the end at which a row that is too long is cut.
     """
+
+    _beyond = "\N{REPLACEMENT CHARACTER}".encode()
+    """What an id shows as that the vocabulary does not have."""
 
     def __init__(
         self,
@@ -84,8 +87,15 @@ class Tokenizer:
         """Ids of text in which no special token is looked for."""
         raise NotImplementedError
 
-    def _bytes(self, ids: Sequence[int]) -> bytes:
-        """UTF-8 of consecutive ids, none of them special or outside the vocabulary."""
+    def _encode_after_special(self, text: str) -> Iterable[int]:
+        """Ids of what follows a special token that was found in a text, up to the next one."""
+        return self._encode(text)
+
+    def _bytes(self, ids: Sequence[int], after: int | None) -> bytes:
+        """UTF-8 of consecutive ids, none of them special or outside the vocabulary.
+
+        `after` is the id before them, None where they are the first.
+        """
         raise NotImplementedError
 
     def _id(self, token: str) -> int | None:
@@ -94,7 +104,7 @@ class Tokenizer:
     def _token(self, index: int) -> str | None:
         raise NotImplementedError
 
-    def _files(self) -> dict[str, str]:
+    def _files(self) -> dict[str, str | bytes]:
         """Contents of the vocabulary files that `save_pretrained` writes, by name."""
         raise NotImplementedError
 
@@ -134,10 +144,10 @@ class Tokenizer:
             TokenizerError: an impossible request, one line.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        cut = self._cut_length(max_length, padding, truncation)
+        cut = cut_length(max_length, padding, truncation)
         rows = [self._row(item, cut, add_special_tokens, split_special_tokens) for item in texts]
         masks = [[1] * len(row) for row in rows]
-        width = self._pad_length(rows, max_length, padding)
+        width = pad_length(rows, max_length, padding)
         if width is not None:
             rows = [self._padded(row, width, self._need_pad()) for row in rows]
             masks = [self._padded(mask, width, 0) for mask in masks]
@@ -145,7 +155,7 @@ class Tokenizer:
         if return_attention_mask:
             columns["attention_mask"] = masks
         if return_tensors is not None:
-            return {name: _tensor(value, return_tensors) for name, value in columns.items()}
+            return {name: tensor(value, return_tensors) for name, value in columns.items()}
         return columns if not isinstance(text, str) else {k: v[0] for k, v in columns.items()}
 
     def encode(
@@ -189,47 +199,16 @@ class Tokenizer:
         return self._ids_between_specials(text)
 
     def _ids_between_specials(self, text: str) -> list[int]:
-        ids, end = [], 0
+        ids, end, encode = [], 0, self._encode
         assert self._special_pattern is not None
         for match in self._special_pattern.finditer(text):
-            ids.extend(self._encode(text[end : match.start()]))
+            ids.extend(encode(text[end : match.start()]))
             ids.append(self.special[match.group()])
-            end = match.end()
-        ids.extend(self._encode(text[end:]))
+            end, encode = match.end(), self._encode_after_special
+        ids.extend(encode(text[end:]))
         return ids
 
     # Padding and truncation.
-
-    def _cut_length(
-        self, max_length: int | None, padding: bool | str, truncation: bool | str | None
-    ) -> int | None:
-        unknown = {True, False, None, "longest_first", "only_first", "do_not_truncate"}
-        if truncation not in unknown:
-            raise TokenizerError(
-                f"truncation: {truncation!r} is none of True, False, longest_first"
-            )
-        if max_length is not None and max_length < 0:
-            raise TokenizerError(f"max_length: {max_length} is negative")
-        if truncation is None:
-            truncation = padding in (False, "do_not_pad")
-        elif truncation and truncation != "do_not_truncate" and max_length is None:
-            raise TokenizerError("truncation: needs a max_length")
-        return max_length if truncation and truncation != "do_not_truncate" else None
-
-    def _pad_length(
-        self, rows: list[list[int]], max_length: int | None, padding: bool | str
-    ) -> int | None:
-        if padding in (False, "do_not_pad"):
-            return None
-        if padding in (True, "longest"):
-            return max(map(len, rows), default=0)
-        if padding != "max_length":
-            raise TokenizerError(
-                f"padding: {padding!r} is none of True, False, longest, max_length"
-            )
-        if max_length is None:
-            raise TokenizerError('padding: "max_length" needs a max_length')
-        return max_length
 
     def _need_pad(self) -> int:
         if self.pad_token_id is None:
@@ -247,8 +226,8 @@ class Tokenizer:
     def decode(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
         """Text of one row (an id, a flat list, an array [L]), or a list of texts of several rows.
 
-        Bytes that are not UTF-8 and ids that the vocabulary does not have (a model may have more
-        rows than its tokenizer) show as U+FFFD.
+        Bytes that are not UTF-8 show as U+FFFD; so do ids that the vocabulary does not have (a
+        model may have more rows than its tokenizer), or as nothing where the original does that.
 
         Args:
             ids: ints, lists, NumPy arrays, MindSpore tensors, also lists of arrays.
@@ -270,14 +249,17 @@ class Tokenizer:
         for index in ids:
             if not isinstance(index, int) or index < 0:
                 raise TokenizerError(f"decode: {index!r} is not a token id; use ids from 0 up")
-        parts = []
+        parts: list[bytes] = []
+        after = None
         for kind, group in groupby(ids, self._kind):
+            run = list(group)
             if kind == "ordinary":
-                parts.append(self._bytes(list(group)))
+                parts.append(self._bytes(run, after))
             elif kind == "unknown":
-                parts.extend(_REPLACEMENT for _ in group)
+                parts.extend([self._beyond] * len(run))
             elif not skip:
-                parts.extend(self._special_text[index].encode() for index in group)
+                parts.extend(self._special_text[index].encode() for index in run)
+            after = run[-1]
         return b"".join(parts).decode("utf-8", "replace")
 
     def _kind(self, index: int) -> str:
@@ -328,6 +310,33 @@ class Tokenizer:
         return self._id(token) if index is None else index
 
     @property
+    def infill_end_id(self) -> int | None:
+        """Id of the token that ends what a model puts between two texts; None: it cannot."""
+        return None
+
+    def build_infill_prompt(
+        self, prefix: str, suffix: str, suffix_first: bool = False
+    ) -> list[int]:
+        """Ids after which a model says what stands between two texts.
+
+        Args:
+            prefix: what stands before it.
+            suffix: what stands after it.
+            suffix_first: show the suffix before the prefix; the prefix is then simply continued.
+
+        Raises:
+            TokenizerError: the vocabulary has no tokens for this.
+        """
+        raise TokenizerError(
+            "infill: this tokenizer has no tokens for infilling; must be of a model that was "
+            "trained to fill in; use one, or give it the beginning alone"
+        )
+
+    def decode_infill(self, ids: Any) -> str:
+        """Text of what a model said after such a prompt, up to the token that ends it."""
+        raise NotImplementedError
+
+    @property
     def all_special_ids(self) -> list[int]:
         """Ids that `skip_special_tokens` leaves out, sorted."""
         return sorted(self._special_text)
@@ -342,7 +351,7 @@ class Tokenizer:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
-        files = {**self._files(), "tokenizer_config.json": config}
+        files: dict[str, str | bytes] = {**self._files(), "tokenizer_config.json": config}
         return [_write(folder / name, text) for name, text in files.items()]
 
     def _config(self) -> dict[str, Any]:
@@ -352,27 +361,8 @@ class Tokenizer:
         return {**named, **switches, "split_special_tokens": self.split_special_tokens}
 
 
-def _tensor(rows: list[list[int]], kind: str) -> Any:
-    """int32 [B, L] of equally long rows."""
-    lengths = {len(row) for row in rows}
-    if len(lengths) > 1:
-        shown = ", ".join(map(str, sorted(lengths)))
-        raise TokenizerError(
-            f"return_tensors: rows have lengths {shown}; use padding=True, or truncation=True and "
-            f"a max_length"
-        )
-    array = np.array(rows, np.int32).reshape(len(rows), -1)
-    if kind == "np":
-        return array
-    if kind != "ms":
-        raise TokenizerError(f'return_tensors: {kind!r} is none of "np", "ms"')
-    from mindspore import Tensor
-
-    return Tensor(array)
-
-
-def _write(path: Path, text: str) -> Path:
+def _write(path: Path, contents: str | bytes) -> Path:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8"))
     os.replace(scratch, path)
     return path

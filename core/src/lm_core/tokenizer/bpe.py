@@ -88,7 +88,7 @@ class ByteLevelBpe(Tokenizer):
             text = " " + text
         return chain.from_iterable(map(self._words.__getitem__, WORDS.findall(text)))
 
-    def _bytes(self, ids: Sequence[int]) -> bytes:
+    def _bytes(self, ids: Sequence[int], after: int | None) -> bytes:
         known = symbol_bytes()
         try:
             return bytes(known[symbol] for index in ids for symbol in self._tokens[index])
@@ -101,7 +101,7 @@ class ByteLevelBpe(Tokenizer):
     def _token(self, index: int) -> str | None:
         return self._tokens.get(index)
 
-    def _files(self) -> dict[str, str]:
+    def _files(self) -> dict[str, str | bytes]:
         merges = "".join(f"{left} {right}\n" for left, right in self.merges)
         vocab = json.dumps(self.vocab, ensure_ascii=False)
         return {"vocab.json": vocab, "merges.txt": f"#version: 0.2\n{merges}"}

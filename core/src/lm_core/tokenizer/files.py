@@ -83,6 +83,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'tokenizer_config.json'}: a special token is neither a text nor an object "
             f'with "content" ({error!r}); correct it'
         ) from error
+    wrong = [token for token, index in added.items() if type(index) is not int or index < 0]
+    if wrong:
+        raise TokenizerError(
+            f"{folder}: the id of the added token {wrong[0]!r} is {added[wrong[0]]!r}; must be a "
+            f"whole number from 0 up; correct added_tokens.json or tokenizer_config.json"
+        )
     return {**config, **named, "added_tokens": added}
 
 

@@ -8,6 +8,9 @@ A record of a language model of L ids gives L - 1 inputs and L - 1 targets. Whic
   inside a record is a target like any other, and where the pad *is* the end-of-text token (GPT-2)
   the first of the run is one, too: the text ends there. (MindFormers takes every end-of-text token
   for padding, so a model trained that way never learns to stop.)
+
+Where records hold several documents (`segment_ids`, see `lm_core.data.packing`) the first token of
+a document is no target, and the network is given the segments of its inputs as a third array.
 """
 
 from __future__ import annotations
@@ -16,36 +19,42 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-IGNORED = -100
-"""The label of a position that is not trained."""
+from lm_core.data.packing import IGNORED, SEGMENTS
 
 Columns = Mapping[str, np.ndarray]
+Batch = tuple[np.ndarray, ...]
+"""Inputs and labels, int32 [B, S], and perhaps segments [B, S]."""
 
 
 def causal_batch(
     columns: Columns,
     pad_token_id: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and aligned labels, int32 [B, L - 1], of records [B, L].
+) -> Batch:
+    """Inputs and aligned labels, int32 [B, L - 1], of records [B, L]; and segments, if there.
 
     Args:
-        columns: `input_ids`, and perhaps `attention_mask` and `labels`.
-        pad_token_id: marks padding where there is neither of these; None: there is no padding.
+        columns: `input_ids`, and perhaps `attention_mask`, `labels` and `segment_ids`.
+        pad_token_id: marks padding where none of these does; None: there is no padding.
         eos_token_id: what ends a text.
     """
     ids = columns["input_ids"]
     targets = columns.get("labels", ids)[:, 1:].astype(np.int32)  # a copy
-    mask = columns.get("attention_mask")
+    mask, segments = columns.get("attention_mask"), columns.get(SEGMENTS)
     if mask is not None:
         targets[mask[:, 1:] == 0] = IGNORED
-    elif "labels" not in columns and pad_token_id is not None:
+    elif "labels" not in columns and segments is None and pad_token_id is not None:
         ends = np.isin(pad_token_id, eos_token_id) if eos_token_id is not None else False
         targets[_padding(ids, pad_token_id, keep_first=bool(ends))[:, 1:]] = IGNORED
-    return np.ascontiguousarray(ids[:, :-1], dtype=np.int32), targets
+    inputs = np.ascontiguousarray(ids[:, :-1], dtype=np.int32)
+    if segments is None:
+        return inputs, targets
+    before, after = segments[:, :-1], segments[:, 1:]
+    targets[(after != before) | (after == 0)] = IGNORED
+    return inputs, targets, np.ascontiguousarray(before, dtype=np.int32)
 
 
-def class_batch(columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+def class_batch(columns: Columns) -> Batch:
     """Inputs and aligned labels, int32 [B, L], of one class for each row.
 
     The class stands at the last token of the row; all other positions are ignored.
@@ -67,25 +76,23 @@ def _padding(ids: np.ndarray, pad: int, keep_first: bool) -> np.ndarray:
     return run
 
 
-def fill_rows(batch: tuple[np.ndarray, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+def fill_rows(batch: Batch, rows: int) -> Batch:
     """Adds rows that are not trained, so that every batch has one shape and one compiled graph."""
     missing = rows - len(batch[0])
     if missing <= 0:
         return batch
-    ids, labels = batch
-    return (
-        np.pad(ids, ((0, missing), (0, 0))),
-        np.pad(labels, ((0, missing), (0, 0)), constant_values=IGNORED),
+    # Of segments 0 is padding.
+    return tuple(
+        np.pad(part, ((0, missing), (0, 0)), constant_values=IGNORED if at == 1 else 0)
+        for at, part in enumerate(batch)
     )
 
 
-def split_rows(
-    batch: tuple[np.ndarray, np.ndarray], parts: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def split_rows(batch: Batch, parts: int) -> list[Batch]:
     """Cuts a batch into equal micro-batches."""
     size = len(batch[0]) // parts
     assert size * parts == len(batch[0]), "the batch divides into its micro-batches"
     return [
-        (batch[0][start : start + size], batch[1][start : start + size])
+        tuple(part[start : start + size] for part in batch)
         for start in range(0, size * parts, size)
     ]

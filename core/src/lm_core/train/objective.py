@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_core.data.pipeline import COLUMNS, RecordDataset
+from lm_core.data.packing import SEGMENTS
+from lm_core.data.pipeline import RecordDataset
 from lm_core.errors import DataError
 from lm_core.log import get_logger
 from lm_core.train.batch import Columns, causal_batch, class_batch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lm_core.train.step import MicroBatch
 
 _LABELS = ("labels",)
+_CLASS_COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
 class NextToken:
@@ -49,6 +51,12 @@ class NextToken:
             raise DataError(
                 f"{records.path}: records hold one label each; must be records of a language "
                 f"model; use others, or a run with trainer.type: text_classification"
+            )
+        if SEGMENTS in records.columns and not self.config.takes_segments:
+            raise DataError(
+                f"{records.path}: records hold several documents each (column {SEGMENTS}), which "
+                f"this model cannot keep apart; write them without --packing, or use a model that "
+                f"can"
             )
         records.check_length(self.config.seq_length, exact=training)
         if records.row_length < 2:
@@ -83,11 +91,11 @@ class TextClass:
         """The records of a data set. Raises DataError if they cannot be read or have no labels."""
         path = section.data_loader.dataset_dir
         records = RecordDataset(path, section.input_columns, single=_LABELS)
-        missing = [name for name in COLUMNS if name not in records.columns]
+        missing = [name for name in _CLASS_COLUMNS if name not in records.columns]
         if missing:
             raise DataError(
                 f"{path}: has no column {', '.join(missing)}; text classification needs "
-                f"{', '.join(COLUMNS)}; write the records with `preprocess txtcls`"
+                f"{', '.join(_CLASS_COLUMNS)}; write the records with `preprocess txtcls`"
             )
         return records
 

@@ -70,23 +70,22 @@ def _backward(stage: int, number: int) -> Iterator[Event]:
 
 
 class Stage(nn.Cell):
-    """What a stage computes, from token ids or from the output of the stage before it.
+    """What a stage computes, from the inputs or from the output of the stage before it.
 
     Args:
         model: the part of a model.
-        batch: B, records of a micro-batch.
     """
 
-    def __init__(self, model: Network, batch: int) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__(auto_prefix=False)
-        self.model, self.batch = model, batch
+        self.model = model
         self.is_first = model.context.is_first_stage
         self.kind = backend.DTYPES[model.config.param_init_type]
 
-    def construct(self, x: Tensor) -> Tensor:
-        """x: int32 [B, S] or float32 [B * S, H]. Returns float32 [B * S, H]."""
+    def construct(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """x: the inputs, or float32 [B * S, H]; inputs: of Network. Returns float32 [B * S, H]."""
         entered = self.model.enter(x) if self.is_first else x.astype(self.kind)
-        return self.model.through(entered, self.batch).astype(ms.float32)
+        return self.model.through(entered, inputs).astype(ms.float32)
 
 
 class _Scaled(nn.Cell):
@@ -96,8 +95,8 @@ class _Scaled(nn.Cell):
         super().__init__(auto_prefix=False)
         self.stage = stage
 
-    def construct(self, x: Tensor, d_out: Tensor) -> Tensor:
-        return (self.stage(x) * d_out).sum()
+    def construct(self, x: Tensor, inputs: Tensor, d_out: Tensor) -> Tensor:
+        return (self.stage(x, inputs) * d_out).sum()
 
 
 class StageGradients(nn.Cell):
@@ -109,11 +108,11 @@ class StageGradients(nn.Cell):
         position = None if stage.is_first else 0
         self.differentiate = ms.grad(_Scaled(stage), position, weights)
 
-    def construct(self, x: Tensor, d_out: Tensor) -> Tensor:
-        """x: as of Stage; d_out: float32 [B * S, H]."""
+    def construct(self, x: Tensor, inputs: Tensor, d_out: Tensor) -> Tensor:
+        """x, inputs: as of Stage; d_out: float32 [B * S, H]."""
         if self.is_first:
-            return added(d_out, self.buffers, self.differentiate(x, d_out))
-        d_x, gradients = self.differentiate(x, d_out)
+            return added(d_out, self.buffers, self.differentiate(x, inputs, d_out))
+        d_x, gradients = self.differentiate(x, inputs, d_out)
         return added(d_x, self.buffers, gradients)
 
 
@@ -125,15 +124,19 @@ class LastStage(nn.Cell):
         self.stage, self.buffers = stage, buffers
         self.differentiate = ms.value_and_grad(self.scaled, 0, weights, has_aux=True)
 
-    def scaled(self, x: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def scaled(
+        self, x: Tensor, inputs: Tensor, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss to differentiate, and beside it the sum and number of token losses."""
         model = self.stage.model
-        total, count = model.loss_at_end(model.leave(self.stage(x)), labels)
+        total, count = model.loss_at_end(model.leave(self.stage(x, inputs)), labels)
         return total * scale, total, count
 
-    def construct(self, x: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def construct(
+        self, x: Tensor, inputs: Tensor, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns sum of token losses, number of tokens, gradient of x."""
-        (_, total, count), (d_x, gradients) = self.differentiate(x, labels, scale)
+        (_, total, count), (d_x, gradients) = self.differentiate(x, inputs, labels, scale)
         return added(total, self.buffers, gradients), count, d_x
 
 
@@ -150,18 +153,15 @@ class PipelineStep(TrainStep):
 
     def _gradients(self, micro_batches: Sequence[MicroBatch], scale: Tensor) -> tuple[float, float]:
         if self._graphs is None:
-            rows = micro_batches[0][0].shape[0]
-            self._graphs = _Graphs(self.model, rows, self._weights, self._buffers)
+            self._graphs = _Graphs(self.model, self._weights, self._buffers)
         return _Run(self, self._graphs, micro_batches, scale)()
 
 
 class _Graphs:
     """The compiled graphs of a stage."""
 
-    def __init__(
-        self, model: Network, rows: int, weights: ParameterTuple, buffers: ParameterTuple
-    ) -> None:
-        stage = Stage(model, rows)
+    def __init__(self, model: Network, weights: ParameterTuple, buffers: ParameterTuple) -> None:
+        stage = Stage(model)
         self.forward = stage
         last = model.context.is_last_stage
         self.backward = None if last else StageGradients(stage, weights, buffers)
@@ -188,7 +188,7 @@ class _Run:
         self.step, self.graphs = step, graphs
         self.micro_batches, self.scale = micro_batches, scale
         self.context = step.model.context
-        rows, length = micro_batches[0][0].shape
+        rows, length = micro_batches[0][1].shape
         self.shape = (rows * length, step.model.config.hidden_size)
         self.inputs: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
@@ -224,7 +224,8 @@ class _Run:
             self.inputs[number] = Tensor(self.micro_batches[number][0])
         if not self.context.is_last_stage:
             self.choose_masks(number)
-            self.outputs[number] = self.graphs.forward(self.inputs[number])
+            inputs = Tensor(self.micro_batches[number][0])
+            self.outputs[number] = self.graphs.forward(self.inputs[number], inputs)
 
     def send_output(self, number: int) -> None:
         """To the stage behind."""
@@ -238,14 +239,14 @@ class _Run:
     def backward(self, number: int) -> None:
         """Adds to the buffers."""
         self.choose_masks(number)
-        x = self.inputs.pop(number)
+        x, inputs = self.inputs.pop(number), Tensor(self.micro_batches[number][0])
         if self.graphs.both is not None:
             labels = Tensor(self.micro_batches[number][1])
-            total, count, d_x = self.graphs.both(x, labels, self.scale)
+            total, count, d_x = self.graphs.both(x, inputs, labels, self.scale)
             self.losses.append((total, count))
         else:
             assert self.graphs.backward is not None
-            d_x = self.graphs.backward(x, self.gradients.pop(number))
+            d_x = self.graphs.backward(x, inputs, self.gradients.pop(number))
         if not self.context.is_first_stage:
             self.gradients[number] = d_x
 

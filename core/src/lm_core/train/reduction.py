@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
+from lm_core.parallel import backend
 from lm_core.parallel.collectives import FusedAllReduce
 from lm_core.parallel.context import ParallelContext
 from lm_core.parallel.partition import TABLE
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 class Reduction(nn.Cell):
     """Sums gradients over all ranks that have a part of them.
 
-    These are the data-parallel ranks; for a tied table also both ends of the pipeline, and for
-    weights that all tensor-parallel ranks hold beside ones that they share (a factor of LoRA) these
-    ranks. Loss and number of tokens come from the last stage, once for all tensor-parallel ranks.
+    These are the data-parallel ranks; for a tied table also both ends of the pipeline; for weights
+    that all tensor-parallel ranks hold beside ones that they share (a factor of LoRA) these ranks;
+    and for heads of keys and values of which there are fewer than ranks, those with the same.
+    Loss and number of tokens come from the last stage, once for all tensor-parallel ranks.
 
     Each exchange waits for the one before: stages have different graphs, and would else meet in
     different orders.
@@ -41,9 +43,11 @@ class Reduction(nn.Cell):
         gives = context.is_last_stage and (context.tp_rank == 0 or not staged)
         self.share = 1.0 if gives else 0.0
         partial = model.partial()
+        repeated, sharers = self._repeated(model)
         self.sums = (
             _Sum(context.ends_group, weights, {TABLE} if model.is_tied else set()),
             _Sum(context.tp_group, weights, partial),
+            _Sum(sharers, weights, repeated),
             _Sum(
                 context.dp_group,
                 weights,
@@ -51,6 +55,18 @@ class Reduction(nn.Cell):
                 context.gradient_aggregation_group,
             ),
         )
+
+    @staticmethod
+    def _repeated(model: Network) -> tuple[set[str], str]:
+        """Parameters of which other tensor-parallel ranks hold the same part, and their group."""
+        ranks = model.context.model_parallel
+        parts = {name: own.parts for name, own in model.cuts().items() if own.parts < ranks}
+        if not parts:
+            return set(), ""
+        (count,) = set(parts.values())
+        group = model.context.sharers(count)
+        backend.make_groups([group])
+        return set(parts), group[0]
 
     def construct(
         self, total: Tensor, count: Tensor, gradients: tuple[Tensor, ...]

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from lm_core.nn.network import Network
     from lm_core.train.optimizer import Optimizer
 
-MicroBatch = tuple[np.ndarray, np.ndarray]
-"""input_ids and labels, int32 [B, S]; labels[b, t] follows input_ids[b, t], -100 is not trained."""
+MicroBatch = tuple[np.ndarray, ...]
+"""input_ids and labels, int32 [B, S]; labels[b, t] follows input_ids[b, t], -100 is not trained.
+Of records with several documents there are segments [B, S], too; see `lm_core.data.packing`."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,7 @@ class TrainStep:
 
     def choose_masks(self, batch: MicroBatch, number: int) -> None:
         """Masks follow from the place of a record in the batch of all ranks."""
-        rows, length = batch[0].shape
+        rows, length = batch[1].shape
         first = (self.model.context.dp_rank * self.accumulation + number) * rows
         self.model.set_dropout(self.seed, self.steps, first * length)
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from lm_core.data.preprocess import Preprocessor
+from lm_core.data.alpaca import ALPACA
+from lm_core.data.paragraphs import PARAGRAPHS
+from lm_core.data.preprocess import Converter, Preprocessor
 from lm_core.data.text import TEXT
+from lm_core.data.vicuna import QA
 
-PREPROCESSORS: dict[str, Preprocessor] = {"text": TEXT}
+PREPROCESSORS: dict[str, Preprocessor | Converter] = {
+    "wiki": PARAGRAPHS,
+    "text": TEXT,
+    "alpaca": ALPACA,
+    "qa": QA,
+}
