@@ -27,6 +27,11 @@ class Letters:
         return "".join("^" if token == 30 else chr(token + 96) for token in row if token != END)
 
 
+class Chatty(Letters):
+    def apply_chat_template(self, messages):
+        return self(["".join(message["content"] for message in messages)])["input_ids"][0]
+
+
 class Echo:
     """Appends "x" to every prompt and remembers how it was called."""
 
@@ -56,6 +61,15 @@ def test_shapes_of_the_cards(echo):
     assert run(("ab",)) == [{"text_generation_text": ["abx"]}]
     assert run([]) == []
     assert len(echo.calls) == 3
+
+
+def test_messages_get_an_answer(echo):
+    """The answer alone; a list of lists would be several texts."""
+    run = TextGenerationPipeline(echo, Chatty())
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    assert run(messages, max_new_tokens=3) == [{"text_generation_text": ["x"]}]
+    assert echo.calls[0].ids == [[30, 1, 2]]
+    assert echo.calls[0].settings.max_new_tokens == 3
 
 
 def test_special_tokens(echo):

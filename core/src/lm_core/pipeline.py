@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,28 +77,34 @@ class TextGenerationPipeline:
 
     def __call__(
         self,
-        inputs: str | list[str],
+        inputs: str | list[str] | list[dict[str, str]],
         *,
         batch_size: int | None = None,
         add_special_tokens: bool | None = None,
         streamer: Any = None,
         **options: Any,
     ) -> list[dict[str, list[str]]]:
-        """Continues one text or several.
+        """Continues one text or several, or answers the last message of a conversation.
 
         Args:
-            inputs: a text or a list of texts.
+            inputs: a text, a list of texts, or messages as of `tokenizer.apply_chat_template`.
             batch_size: instead of the pipeline's.
             add_special_tokens: instead of the pipeline's.
             streamer: receives the tokens of a single text as they come.
             options: settings of GenerationConfig, instead of the pipeline's.
 
         Returns:
-            `{"text_generation_text": [text]}` per input, prompt included, special tokens left out.
+            `{"text_generation_text": [text]}` per input, prompt included, special tokens left out;
+            for a conversation its answer alone.
 
         Raises:
             GenerationError: settings or prompts that cannot be.
+            TokenizerError: messages for a tokenizer that has no chat format, or wrong ones.
         """
+        if isinstance(inputs, list) and any(isinstance(item, Mapping) for item in inputs):
+            ids = self.tokenizer.apply_chat_template(inputs)
+            (row,) = self.continue_ids([ids], streamer=streamer, **options)
+            return [{"text_generation_text": [self.decode(row[len(ids) :]).strip()]}]
         texts = _texts(inputs)
         add = self.add_special_tokens if add_special_tokens is None else add_special_tokens
         rows = self.continue_ids(

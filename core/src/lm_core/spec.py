@@ -66,6 +66,8 @@ class ModelSpec:
     """Foreign weight layouts by name ("hf", "mindformers"), each a `checkpoint.layout.Table`."""
     tokenizer: Callable[[Path], Any]
     """`tokenizer(directory) -> Tokenizer`."""
+    chat: bool = False
+    """Whether its tokenizer has a chat format (`apply_chat_template`)."""
     preprocessors: Mapping[str, Any] = field(default_factory=dict)
     """Raw data to records, by the word after `preprocess`."""
     configs: Path

@@ -33,6 +33,7 @@ class Jobs:
         verb: str = "pretrain",
         folder: Path = FAKE,
         model: str = "fake",
+        stdin: int | None = None,
         **settings: object,
     ) -> subprocess.Popen:
         environment = {name: text for name, text in os.environ.items() if name not in SETTINGS}
@@ -42,7 +43,7 @@ class Jobs:
         process = subprocess.Popen(
             [sys.executable, "-m", "lm_core.launch", model, verb, *words],
             cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             # The tests may themselves run under nohup, which children would inherit.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip

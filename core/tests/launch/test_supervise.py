@@ -257,6 +257,29 @@ def test_only_training_shows_life(jobs):
     assert jobs.run("all:beat,sleep=1.5", HANG_SECONDS=0)[0] == 0
 
 
+@pytest.mark.parametrize("verb", ["chat", "evaluate"])
+def test_rank_0_of_a_verb_that_reads_has_the_input(jobs, verb):
+    ends, gives = os.pipe()
+    os.write(gives, b"hello\nyou\n")
+    os.close(gives)
+    status, _, errors = jobs.run("all:read", verb=verb, stdin=ends)
+    os.close(ends)
+    assert status == 0, errors
+    assert jobs.notes(0, "read") == ["hello\n" if verb == "chat" else ""]
+    assert jobs.notes(1, "read") == [""]
+
+
+def test_a_conversation_ends_at_once(jobs):
+    """Rank 1 waits in an exchange, where no handler runs; there is nothing to save."""
+    process = jobs.start("1:deaf", "all:meet=here,sleep=100", verb="chat")
+    assert jobs.until(lambda: len(list(jobs.folder.glob("here.*"))) == 2)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    status, _, errors = jobs.finish(process)
+    assert status == 130 and "SIGINT: the conversation ends" in errors
+    assert time.monotonic() - begin < 10
+
+
 def test_one_process_takes_the_launchers_place(jobs):
     process = jobs.start("0:print=alone,exit=5", "--seed", "1", NPROC=1)
     status, out, errors = jobs.finish(process)

@@ -126,12 +126,13 @@ SEGMENTS = np.array([[1, 1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 0, 0, 0]], np.int32)
 @pytest.mark.parametrize("pad", [None, EOS, PAD])
 def test_no_document_is_predicted_from_another_and_no_padding(pad):
     columns = {"input_ids": IDS, "segment_ids": SEGMENTS}
-    inputs, found, segments = causal_batch(columns, pad_token_id=pad, eos_token_id=EOS)
-    assert inputs.tolist() == IDS[:, :-1].tolist()
+    inputs, found = causal_batch(columns, pad_token_id=pad, eos_token_id=EOS)
+    assert inputs[:, 0].tolist() == IDS[:, :-1].tolist()
+    assert inputs[:, 1].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 0, 1]]
     assert found.tolist() == [[EOS, 2, -100, EOS, -100, EOS], [5, -100, 7, -100, -100, -100]]
-    assert segments.tolist() == SEGMENTS[:, :-1].tolist()
-    assert segments.flags["C_CONTIGUOUS"]
-    assert segments.dtype == np.int32
+    assert inputs[:, 2].tolist() == SEGMENTS[:, :-1].tolist()
+    assert inputs.flags["C_CONTIGUOUS"]
+    assert inputs.dtype == np.int32
 
 
 def test_labels_and_segments_must_agree():
@@ -144,9 +145,9 @@ def test_labels_and_segments_must_agree():
 def test_segments_go_with_their_rows():
     batch = causal_batch({"input_ids": IDS, "segment_ids": SEGMENTS})
     filled = fill_rows(batch, 4)
-    for part, whole, value in zip(batch, filled, (0, -100, 0), strict=True):
+    for part, whole, value in zip(batch, filled, (0, -100), strict=True):
         assert whole[:2].tolist() == part.tolist()
-        assert whole[2:].tolist() == [[value] * 6] * 2
+        assert (whole[2:] == value).all() and whole.shape == (4, *part.shape[1:])
     first, second = split_rows(filled, 2)
     for one, two, whole in zip(first, second, filled, strict=True):
         assert [*one.tolist(), *two.tolist()] == whole.tolist()

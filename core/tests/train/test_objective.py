@@ -9,16 +9,9 @@ from lm_core.config.data import DataLoader, DatasetConfig
 from lm_core.config.model import ModelConfig
 from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.packing import Document, joined
-from lm_core.errors import DataError
 from lm_core.train.objective import objective
 
 SIZES = {"vocab_size": 9, "hidden_size": 4, "num_layers": 1, "num_heads": 1, "seq_length": 9}
-
-
-class Apart(ModelConfig):
-    """Of a network that keeps documents apart."""
-
-    takes_segments = True
 
 
 @pytest.fixture
@@ -32,15 +25,12 @@ def packed(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [None, ["input_ids", "labels"]])
-def test_several_documents_in_a_record_need_a_model_that_keeps_them_apart(packed, columns):
+def test_documents_of_a_record_stay_apart_whether_the_column_is_named_or_not(packed, columns):
     section = DatasetConfig(data_loader=DataLoader(dataset_dir=str(packed)), input_columns=columns)
     task = objective(ModelConfig(**SIZES))
-    with pytest.raises(DataError, match="several documents each .*without --packing"):
-        task.check(task.open(section), training=True)
-    task = objective(Apart(**SIZES))
     records = task.open(section)
     task.check(records, training=True)
-    inputs, labels, segments = task.prepare(records.read([0]))
-    assert inputs.tolist() == [[1, 2, 3, 4, 1, 2, 3, 4, 0]]
+    inputs, labels = task.prepare(records.read([0]))
+    assert inputs[:, 0].tolist() == [[1, 2, 3, 4, 1, 2, 3, 4, 0]]
     assert labels.tolist() == [[2, 3, 4, -100, 2, 3, 4, -100, -100]]
-    assert segments.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2, 0]]
+    assert inputs[:, 2].tolist() == [[1, 1, 1, 1, 2, 2, 2, 2, 0]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lm_core import AutoConfig, AutoModel
-from lm_core.checkpoint import hub, io
+from lm_core.checkpoint import ckpt, hub, io, ranks
 from lm_core.checkpoint.layout import BFLOAT16, Cast, Memory, stream
 from lm_core.cli import main
 from lm_core.config.flags import add_run_arguments, resolve_run
 from lm_core.errors import CheckpointError, ConfigError
-from lm_core.testing import tiny
+from lm_core.testing import parts, tiny
 from lm_core.testing.parity import TOLERANCES
 from lm_llama import SPEC, meta
 from lm_llama.config import PRESETS
@@ -154,7 +156,7 @@ def test_files_of_torch(tmp_path, count):
 
 
 def test_files_of_torch_without_torch(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     folder = release(tmp_path / "m", whole_model()[0], [])
     (folder / "consolidated.00.pth").write_bytes(b"PK")
     words = ["--input", str(folder), "--output", str(tmp_path / "x"), "--format", "hf"]
@@ -302,6 +304,33 @@ def test_a_run_with_a_config_of_its_own(tmp_path, caplog):
     assert "params.json: theta is 10000.0, but 1000000.0 is used" in caplog.text
 
 
+def test_each_rank_gets_its_part(tmp_path):
+    """Of other degrees than the files; and a whole model in rank_0, as MindFormers lays it out."""
+    model, arrays = whole_model()
+    folder = release(tmp_path / "m", model, cut(arrays, 2))
+    table = TABLES["mindformers"].save(Memory(tiny.weights(model)), model.config)
+    ckpt.write(tmp_path / "ranks" / "rank_0" / "xxx.ckpt", table)
+    whole = Memory(tiny.weights(model))
+    for degrees in ({"tp": 2}, {"pp": 2}):
+        own = parts.partition(SPEC, model.config, **degrees)
+        for rank, place in product(range(2), (folder, tmp_path / "ranks")):
+            found = ranks.open_for(place, model.config, SPEC, own, rank, True, tmp_path / "new")
+            expected = parts.cut(whole, own, rank)
+            assert found.specs.keys() == expected.specs.keys()
+            for name in found.specs:
+                np.testing.assert_array_equal(found.read(name), expected.read(name))
+
+
+def test_transform_splits_it(tmp_path):
+    words = ["--src_ckpt_dir", str(CASE), "--dst_ckpt_dir", str(tmp_path / "parts")]
+    assert main(["transform", "llama", *words, "parallel_config.model_parallel=2"]) == 0
+    words = ["--src_ckpt_dir", str(tmp_path / "parts"), "--dst_ckpt_dir", str(tmp_path / "whole")]
+    assert main(["transform", "llama", *words]) == 0
+    found = dict(stream(hub.resolve(tmp_path / "whole").tensors()))
+    for name, array in stream(hub.resolve(CASE).tensors()):
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
 def test_another_package_refuses_it(tmp_path, capsys):
     pytest.importorskip("lm_gpt2")
     assert main(["evaluate", "gpt2", "--load_checkpoint", str(CASE)]) == 2
@@ -319,6 +348,20 @@ def test_a_converted_release_is_verified(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match="consolidated.safetensors: is not as it was written"):
         AutoModel.from_pretrained(tmp_path / "a")
+
+
+def test_metas_files_are_never_replaced(tmp_path, capsys):
+    shutil.copytree(CASE, tmp_path / "a")
+    (tmp_path / "torch").mkdir()
+    for name in ("params.json", "consolidated.00.pth"):
+        (tmp_path / "torch" / name).write_text("{}")
+    for place in ("a", "torch"):
+        before = sorted((path.name, path.read_bytes()) for path in (tmp_path / place).iterdir())
+        words = ["--input", str(CASE), "--output", str(tmp_path / place), "--format", "meta"]
+        assert main(["convert", "llama", *words, "--overwrite"]) == 2
+        assert "holds weights without manifest.json" in capsys.readouterr().err
+        after = sorted((path.name, path.read_bytes()) for path in (tmp_path / place).iterdir())
+        assert after == before
 
 
 def test_files_beside_it_are_carried_along(tmp_path):

@@ -154,7 +154,7 @@ def generation_defaults(directory: Path) -> dict[str, Any]:
 
 def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if files.has_adapter(path):
-        if not io.has_weights(path):
+        if not io.has_weights(path) and release_in(path) is None:
             return replace(_base_of(path, spec, config), adapter=path)
         return replace(_weights_of(path, spec, config), adapter=path)
     return _weights_of(path, spec, config)

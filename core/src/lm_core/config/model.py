@@ -67,8 +67,6 @@ class ModelConfig(Section):
     """Names that `model.arch.type` may have -> the task they are for."""
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide nothing but shapes of weights, so wrong ones cannot go unnoticed."""
-    takes_segments: ClassVar[bool] = False
-    """Whether the network keeps the documents of a packed record apart."""
 
     type: str = ""
     task: Task = "text_generation"

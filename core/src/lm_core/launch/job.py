@@ -18,7 +18,9 @@ from lm_core.launch import words as line
 from lm_core.parallel import ranktable
 
 TRAINING = ("pretrain", "finetune")
-SEVERAL = (*TRAINING, "evaluate", "predict", "export")
+INTERACTIVE = ("chat",)
+"""Verbs that read what the user types, in rank 0, and have nothing to save when they are ended."""
+SEVERAL = (*TRAINING, *INTERACTIVE, "evaluate", "predict", "export")
 """Verbs that can share their work among processes."""
 
 HANG_SECONDS = 1800.0

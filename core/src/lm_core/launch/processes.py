@@ -47,7 +47,9 @@ class Process:
         environment: Mapping[str, str],
         log: Path,
         title: str,
+        reads: bool = False,
     ) -> None:
+        """Args: `reads` whether it has our standard input; another process has an empty one."""
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -57,7 +59,7 @@ class Process:
             self.popen = subprocess.Popen(
                 command,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=None if reads else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Self
 
 from lm_core.launch import commands
-from lm_core.launch.job import TRAINING, Job, check_port, free_port, resolve
+from lm_core.launch.job import INTERACTIVE, TRAINING, Job, check_port, free_port, resolve
 from lm_core.launch.processes import (
     TERM_SECONDS,
     Guard,
@@ -35,6 +35,7 @@ _LOG = get_logger(__name__)
 _INTERVAL = 0.05
 _TWICE_SECONDS = 0.5
 _SCHEDULER_SECONDS = 10.0
+_INTERACTIVE_SECONDS = 1.0
 _HINTS: dict[int, str] = {
     signal.SIGKILL: " (often for want of memory)",
     signal.SIGTERM: " (MindSpore ends itself so when it loses a process, maybe of another machine)",
@@ -139,7 +140,8 @@ class Attempt:
     def _process(
         self, name: str, command: list[str], environment: dict[str, str], log: Path
     ) -> Process:
-        return Process(name, command, environment, log, self._title(name))
+        reads = name == "rank 0" and self.job.verb in INTERACTIVE
+        return Process(name, command, environment, log, self._title(name), reads)
 
     def _title(self, name: str) -> str:
         again = f", restart {self.number} of {self.job.restarts}" if self.number else ""
@@ -253,6 +255,11 @@ class Attempt:
     def _stop(self) -> End:
         """Lets the workers save their state; they stop at the end of the step."""
         name = signal.Signals(self.signals.first).name
+        if self.job.verb in INTERACTIVE:
+            # The others wait in an exchange with rank 0, where nobody can be asked to end.
+            _tell(INFO, f"{name}: the conversation ends")
+            self._ask_all(_INTERACTIVE_SECONDS)
+            return End(128 + self.signals.first, final=True)
         given = f"the workers have {self.job.stop_seconds:g} s to save their state"
         _tell(WARNING, f"{name}: {given}; once more ends them at once")
         if not self._ask_all(self.job.stop_seconds):

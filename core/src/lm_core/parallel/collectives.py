@@ -147,6 +147,15 @@ def gathered(context: ParallelContext, value: int) -> list[int]:
     return [int(high << 32 | middle << 16 | low) for high, middle, low in found]
 
 
+def shared(context: ParallelContext, values: Sequence[int]) -> list[int]:
+    """The list of rank 0, on all ranks; of whole numbers below 2 ** 24, which a float32 holds."""
+    count = gathered(context, len(values))[0]
+    row = np.zeros(count, np.float32)
+    if context.rank == 0:
+        row[:] = values
+    return [int(value) for value in all_reduce(context.world_group, row)] if count else []
+
+
 def send(context: ParallelContext, tensor: Tensor, stage: int) -> None:
     """Gives a tensor to the neighbouring stage, which must `receive` it now."""
     between = min(stage, context.stage)

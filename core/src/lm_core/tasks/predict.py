@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,16 +38,23 @@ SETTINGS = {
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb, beside those that every run has."""
     add_run_arguments(parser)
-    group = parser.add_argument_group("generation")
-    for name, (kind, text) in SETTINGS.items():
-        switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is str2bool else {}
-        group.add_argument(f"--{name}", type=kind, help=text, **switch)
+    group = add_settings(parser, SETTINGS)
     group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
-    group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
     group.add_argument("--stream", action="store_true", help="show each token as it comes")
     group.add_argument(
         "--infill", action="store_true", help="write what is missing at <FILL_ME> in each text"
     )
+
+
+def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
+    """Flags for these of SETTINGS and for the tokenizer; the group that holds them."""
+    group = parser.add_argument_group("generation")
+    for name in names:
+        kind, text = SETTINGS[name]
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is str2bool else {}
+        group.add_argument(f"--{name}", type=kind, help=text, **switch)
+    group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
+    return group
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
@@ -60,7 +68,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     if settings.is_set("seed"):
         options["seed"] = settings.seed
     gaps = _gaps(texts, options) if args.infill else []
-    generator = _pipeline(settings, args, options)
+    generator = open_pipeline(settings, args, options)
     ids = _fitting(generator, _encoded(generator, texts, gaps))
     start = time.perf_counter()
     first = generator.model.context.rank == 0
@@ -96,7 +104,7 @@ def _classify(
             *(f"{name}: is for generated text; this model classifies; remove it" for name in wrong)
         )
     size = args.predict_batch_size or settings.predict_batch_size
-    classifier = _pipeline(settings, args, options)
+    classifier = open_pipeline(settings, args, options)
     found = classifier(texts, batch_size=size)
     if classifier.model.context.rank > 0:
         return 0
@@ -111,7 +119,8 @@ def _save(settings: RunConfig, lines: list[str]) -> None:
         Path(settings.save_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+def open_pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+    """The model of a run, this rank's part of it, with its tokenizer; `options` are defaults."""
     from lm_core import job
     from lm_core.auto import AutoTokenizer
     from lm_core.generation.config import GenerationConfig

@@ -23,6 +23,7 @@ from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.classification import ClassifierContract
 from lm_core.testing.distributed import ParallelContract
 from lm_core.testing.parity import TOLERANCES
+from lm_core.train.batch import causal_batch
 
 if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
@@ -69,6 +70,14 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
     def test_every_verb_is_a_module(self, verb: str) -> None:
         """`python -m lm_x.verb`."""
         assert find_spec(f"lm_{self.spec.name}.{verb}")
+
+    def test_chat_is_a_verb_where_there_is_a_format(self) -> None:
+        """`python -m lm_x.chat`, or one line that says why not."""
+        from lm_core.cli import run_verb
+
+        assert (find_spec(f"lm_{self.spec.name}.chat") is not None) == self.spec.chat
+        if not self.spec.chat:
+            assert run_verb("chat", self.spec, []) == 2
 
     def test_presets_survive_their_dump(self) -> None:
         """A configuration read back from what it says of itself is the same."""
@@ -119,6 +128,41 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
         before, after = _logits(model, ids), _logits(model, changed)
         np.testing.assert_array_equal(before[:, :5], after[:, :5])
         assert np.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)).min() > 1e-6
+
+    @pytest.mark.parametrize("blocks", [False, True])
+    def test_documents_of_a_record_are_alone(self, blocks: bool) -> None:
+        """Each document of a packed record has the logits that it has by itself."""
+        built = tiny.model(self.spec, use_flash_attention=blocks)
+        ids = tiny.token_ids(built.config.vocab_size, (2, 9), seed=4)
+        segments = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 1, 2, 0, 0]], np.int32)
+        inputs, _ = causal_batch(
+            {"input_ids": np.pad(ids, ((0, 0), (0, 1))), "segment_ids": segments[:, [*range(9), 8]]}
+        )
+        together = _logits(built, inputs)
+        for row, first, end in ((0, 0, 4), (0, 4, 6), (0, 6, 9), (1, 0, 6), (1, 6, 7)):
+            alone = _logits(built, ids[row : row + 1, first:end])
+            np.testing.assert_allclose(
+                together[row, first:end], alone[0], rtol=0, atol=TOLERANCES.cached
+            )
+
+    @pytest.mark.parametrize("length", [5, 40])
+    def test_blockwise_attention_is_attention(
+        self, model: CausalLM, length: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`use_flash_attention`: loss, logits and gradients, over several blocks and bands."""
+        from lm_core.nn import blockwise
+
+        monkeypatch.setattr(blockwise, "_MOST", 8)
+        built = tiny.model(self.spec, use_flash_attention=True)
+        ids = tiny.token_ids(model.config.vocab_size, (2, length), seed=length)
+        np.testing.assert_allclose(
+            _logits(built, ids), _logits(model, ids), rtol=0, atol=TOLERANCES.cached
+        )
+        expected_loss, expected = parity.gradients(model, ids, ids)
+        loss, found = parity.gradients(built, ids, ids)
+        assert loss == pytest.approx(expected_loss, abs=TOLERANCES.loss)
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-5, err_msg=name)
 
     def test_loss_is_the_mean_over_trained_tokens(self, model: CausalLM) -> None:
         """Against NumPy in float64; labels are shifted inside and -100 is left out."""

@@ -174,6 +174,23 @@ class Tokenizer:
         after = [self.eos_token_id] if self.add_eos_token else []
         return [index for index in (*before, *ids, *after) if index is not None]
 
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Ids of a conversation in the form in which a model was trained to chat.
+
+        Args:
+            messages: see `lm_core.tokenizer.messages`.
+            add_generation_prompt: end where the answer to the last message begins.
+
+        Raises:
+            TokenizerError: no form is known for this tokenizer, or messages do not fit it.
+        """
+        raise TokenizerError(
+            f"chat: {type(self).__name__} has no chat format; must be the tokenizer of a model "
+            f"that was trained to chat; use another model"
+        )
+
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text as the vocabulary spells them."""
         return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))

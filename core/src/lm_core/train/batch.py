@@ -10,7 +10,8 @@ A record of a language model of L ids gives L - 1 inputs and L - 1 targets. Whic
   for padding, so a model trained that way never learns to stop.)
 
 Where records hold several documents (`segment_ids`, see `lm_core.data.packing`) the first token of
-a document is no target, and the network is given the segments of its inputs as a third array.
+a document is no target, and the network is given three numbers for each token: its id, its place in
+its document, and the document.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import numpy as np
 from lm_core.data.packing import IGNORED, SEGMENTS
 
 Columns = Mapping[str, np.ndarray]
-Batch = tuple[np.ndarray, ...]
-"""Inputs and labels, int32 [B, S], and perhaps segments [B, S]."""
+Batch = tuple[np.ndarray, np.ndarray]
+"""Inputs, int32 [B, S] or [B, 3, S] (see `lm_core.nn.network.Network`), and labels, [B, S]."""
 
 
 def causal_batch(
@@ -31,7 +32,7 @@ def causal_batch(
     pad_token_id: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
 ) -> Batch:
-    """Inputs and aligned labels, int32 [B, L - 1], of records [B, L]; and segments, if there.
+    """Inputs and aligned labels of records [B, L], S = L - 1.
 
     Args:
         columns: `input_ids`, and perhaps `attention_mask`, `labels` and `segment_ids`.
@@ -51,7 +52,14 @@ def causal_batch(
         return inputs, targets
     before, after = segments[:, :-1], segments[:, 1:]
     targets[(after != before) | (after == 0)] = IGNORED
-    return inputs, targets, np.ascontiguousarray(before, dtype=np.int32)
+    return np.stack((inputs, _places(before), before), 1).astype(np.int32), targets
+
+
+def _places(segments: np.ndarray) -> np.ndarray:
+    """The place of each token in its segment, [B, S], counted from 0."""
+    at = np.arange(segments.shape[1])
+    begins = np.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+    return at - np.maximum.accumulate(np.where(begins, at, 0), axis=1)
 
 
 def class_batch(columns: Columns) -> Batch:
@@ -81,10 +89,10 @@ def fill_rows(batch: Batch, rows: int) -> Batch:
     missing = rows - len(batch[0])
     if missing <= 0:
         return batch
-    # Of segments 0 is padding.
-    return tuple(
-        np.pad(part, ((0, missing), (0, 0)), constant_values=IGNORED if at == 1 else 0)
-        for at, part in enumerate(batch)
+    inputs, labels = batch
+    return (
+        np.concatenate((inputs, np.zeros((missing, *inputs.shape[1:]), inputs.dtype))),
+        np.pad(labels, ((0, missing), (0, 0)), constant_values=IGNORED),
     )
 
 
@@ -93,6 +101,6 @@ def split_rows(batch: Batch, parts: int) -> list[Batch]:
     size = len(batch[0]) // parts
     assert size * parts == len(batch[0]), "the batch divides into its micro-batches"
     return [
-        tuple(part[start : start + size] for part in batch)
+        (batch[0][start : start + size], batch[1][start : start + size])
         for start in range(0, size * parts, size)
     ]

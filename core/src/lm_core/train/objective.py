@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_core.data.packing import SEGMENTS
 from lm_core.data.pipeline import RecordDataset
 from lm_core.errors import DataError
 from lm_core.log import get_logger
@@ -51,12 +50,6 @@ class NextToken:
             raise DataError(
                 f"{records.path}: records hold one label each; must be records of a language "
                 f"model; use others, or a run with trainer.type: text_classification"
-            )
-        if SEGMENTS in records.columns and not self.config.takes_segments:
-            raise DataError(
-                f"{records.path}: records hold several documents each (column {SEGMENTS}), which "
-                f"this model cannot keep apart; write them without --packing, or use a model that "
-                f"can"
             )
         records.check_length(self.config.seq_length, exact=training)
         if records.row_length < 2:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from lm_core.nn.network import Network
     from lm_core.train.optimizer import Optimizer
 
-MicroBatch = tuple[np.ndarray, ...]
+MicroBatch = tuple[np.ndarray, np.ndarray]
 """input_ids and labels, int32 [B, S]; labels[b, t] follows input_ids[b, t], -100 is not trained.
-Of records with several documents there are segments [B, S], too; see `lm_core.data.packing`."""
+Of records with several documents the inputs are [B, 3, S]; see `lm_core.nn.network.Network`."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def _block(config: Gpt2Config, context: ParallelContext, layer: int) -> Block:
             out_std=out_std,
             dropout=config.attention_dropout_rate,
             site=site,
+            blockwise=config.use_flash_attention,
             softmax_type=config.softmax_compute_type,
             **options,
         ),

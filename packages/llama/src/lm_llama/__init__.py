@@ -36,6 +36,7 @@ SPEC = ModelSpec(
     hf_types=("llama",),
     tables=LazyMapping[Any]("lm_llama.weights:TABLES"),
     tokenizer=_tokenizer,
+    chat=True,
     preprocessors=LazyMapping[Any]("lm_llama.data:PREPROCESSORS"),
     configs=Path(__file__).parent / "configs",
 )

@@ -6,12 +6,14 @@ original encodes " <PRE>" in a text to the token. Here they are special: text ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm_core.errors import TokenizerError
 from lm_core.tokenizer.sentencepiece import SPACE, SentencePieceTokenizer
 from lm_core.tokenizer.values import plain
+from lm_llama import chat_format
 
 PREFIX, SUFFIX, MIDDLE, END = (f"{SPACE}<{name}>" for name in ("PRE", "SUF", "MID", "EOT"))
 
@@ -32,6 +34,12 @@ class LlamaTokenizer(SentencePieceTokenizer):
         found = {token: index for token, index in infill.items() if index is not None}
         own = super()._own_special(library)
         return own | found if len(found) == len(infill) else own
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """See `lm_llama.chat_format`."""
+        return chat_format.encode(self, messages, add_generation_prompt)
 
     @property
     def can_infill(self) -> bool:

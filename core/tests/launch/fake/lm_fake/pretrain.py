@@ -70,6 +70,7 @@ ACTIONS = {
     "child": lambda kind: child(kind == "session"),
     "meet": meet,
     "beat": lambda _: beat(),
+    "read": lambda _: note(read=sys.stdin.readline()),
 }
 
 
