@@ -15,7 +15,7 @@ LAYERS = [
     ["spec"],
     ["parallel"],
     ["nn"],
-    ["peft", "checkpoint", "data", "tokenizer", "metrics"],
+    ["peft", "checkpoint", "data", "tokenizer", "metrics", "sandbox"],
     ["train", "generation"],
     ["tasks", "auto", "job", "trainer", "pipeline"],
     ["cli", "launch", "testing"],

@@ -14,6 +14,8 @@ FUNCTION_LINES = 60
 PACKAGE_LINES = 900
 YAML_LINES = 40
 MAY_PRINT = ("tasks", "cli.py", "launch")
+CLOSED_IN = {("sandbox", "program.py"), ("sandbox", "judge.py")}
+"""Processes without files, network and privileges, see `lm_core.sandbox`."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -111,7 +113,7 @@ def is_annotated(function: Function) -> bool:
 
 
 def test_nothing_is_unpickled_or_executed():
-    """Weights and data are never code."""
+    """Weights and data are never code; programs to be judged are, in their two processes."""
     forbidden = {
         "eval",
         "exec",
@@ -124,6 +126,8 @@ def test_nothing_is_unpickled_or_executed():
     }
     wrong = []
     for file in all_sources():
+        if file.parts[-2:] in CLOSED_IN:
+            continue
         for node in ast.walk(parse(file)):
             if (
                 isinstance(node, ast.Call)

@@ -45,6 +45,8 @@ VERBS = {
     "config": "show every setting of a run and where it comes from",
     "plan": "show sizes, memory and ranks of a run",
 }
+FORMS = {("evaluate", "humaneval"): "count the programs of a model that pass (HumanEval, pass@k)"}
+"""A word behind a verb that makes it another task: `lm evaluate MODEL humaneval`."""
 WITH_RUN = ("pretrain", "finetune", "evaluate", "predict", "chat", "export", "config", "plan")
 OF_A_RUN = ("config", "plan")
 """Verbs that take a run, `lm plan RUN` or `lm plan --config RUN`, as well as a model."""
@@ -186,8 +188,11 @@ def _verb_without_model(verb: str, word: str) -> int:
 def _run(
     verb: str, spec: ModelSpec | None, words: list[str], program: str, run_name: str = ""
 ) -> int:
-    task = _task(verb)
-    parser = _parser(program, f"{spec.name}: {VERBS[verb]}" if spec else VERBS[verb])
+    task, says = _task(verb), VERBS[verb]
+    if (verb, *words[:1]) in FORMS:
+        task, says = _task(words[0]), FORMS[verb, words[0]]
+        program, words = f"{program} {words[0]}", words[1:]
+    parser = _parser(program, f"{spec.name}: {says}" if spec else says)
     if verb in WITH_RUN:
         add_run_arguments(parser)
     # A verb whose flags depend on the model takes the package as a second argument.

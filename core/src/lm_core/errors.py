@@ -36,6 +36,10 @@ class GenerationError(LmError):
     """A prompt or a generation setting is impossible."""
 
 
+class SandboxError(LmError):
+    """Programs of a model cannot be run safely here."""
+
+
 def all_of(*makers: Callable[[], Any]) -> list[Any]:
     """What each of them returns; if some fail, one error with the problems of all."""
     found, errors = [], []

@@ -121,9 +121,13 @@ class TextGenerationPipeline:
         *,
         batch_size: int | None = None,
         streamer: Any = None,
+        stop: Any = None,
         **options: Any,
     ) -> list[np.ndarray]:
-        """Continues encoded prompts, no token of which is padding; else as `__call__`."""
+        """Continues encoded prompts, no token of which is padding; else as `__call__`.
+
+        `stop` says of the ids of an answer so far whether it is whole.
+        """
         if not ids:
             return []
         settings = GenerationConfig.from_model(self.model.config, **self.defaults)
@@ -134,6 +138,7 @@ class TextGenerationPipeline:
             # Prompts may happen to be equally long and to end in the pad.
             attention_mask=[[1] * len(row) for row in ids],
             batch_size=batch_size or self.batch_size,
+            **({} if stop is None else {"stop": stop}),
         )
 
     def decode(self, row: np.ndarray) -> str:
@@ -227,7 +232,7 @@ class TextClassificationPipeline:
         return [{"label": names[k], "score": float(scores[k])} for k in order]
 
 
-def _texts(inputs: str | list[str]) -> list[str]:
+def _texts(inputs: str | list[str] | list[dict[str, str]]) -> list[str]:
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     wrong = [number for number, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:

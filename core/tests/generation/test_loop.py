@@ -194,6 +194,27 @@ def test_stops_when_all_rows_are_finished(fake):
     assert model.opened[-1].steps == 0
 
 
+def test_a_row_ends_when_its_answer_is_whole(fake, decoder):
+    """The answer alone decides, and rows that go on are not disturbed."""
+    model, prompts = fake(seed=3, **decoder), [[1, 2, 3], [4], [5, 6]]
+    whole = lists(generate(model, prompts, max_new_tokens=9, eos_token_id=[]))
+    asked = []
+
+    def stop(answer):
+        asked.append(len(answer))
+        return len(answer) == 2 + answer[0] % 5
+
+    found = lists(generate(model, prompts, max_new_tokens=9, eos_token_id=[], stop=stop))
+    starts = [len(prompt) for prompt in prompts]
+    wanted = [
+        row[: start + min(9, 2 + row[start] % 5)] for row, start in zip(whole, starts, strict=True)
+    ]
+    assert found == wanted and len({len(row) for row in found}) > 1
+    assert len(asked) == sum(map(len, found)) - sum(starts)
+    with pytest.raises(GenerationError, match="stop: beam search has no answer before its end"):
+        generate(model, prompts, num_beams=2, stop=stop)
+
+
 def test_eos_in_the_prompt_does_not_stop(fake):
     model = fake()
     assert len(generate(model, [7, 7, 7], max_new_tokens=3, eos_token_id=7)[0]) >= 4

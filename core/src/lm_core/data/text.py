@@ -106,7 +106,7 @@ def cut_blocks(
         full = rest.shape[1] // length * length
         for start in range(0, full, length):
             counts["records"] += 1
-            yield _row(*rest[:, start : start + length], length)
+            yield _row(rest[:, start : start + length], length)
         rest = rest[:, full:]
     left = rest.shape[1]
     # One id alone has nothing to predict: a record of it would be all padding to the loss.
@@ -114,12 +114,12 @@ def cut_blocks(
         counts["records"] += 1
         counts["tokens in the last record, the others are padding"] = left
         fill = np.array([[pad], [-1]], np.int32).repeat(length - left, axis=1)
-        yield _row(*np.concatenate([rest, fill], axis=1), left)
+        yield _row(np.concatenate([rest, fill], axis=1), left)
     else:
         counts["tokens left out at the end"] = left
 
 
-def _row(ids: np.ndarray, documents: np.ndarray, real: int) -> Row:
+def _row(both: np.ndarray, real: int) -> Row:
     """A record of which the first `real` ids are text."""
     mask = (np.arange(len(ids)) < real).astype(np.int32)
     labels = np.where(mask, ids, IGNORED).astype(np.int32)

@@ -20,6 +20,9 @@ from lm_core.generation.prompts import fit, read_prompts
 __all__ = ["GenerationConfig", "generate"]
 
 
+Stop = Callable[[np.ndarray], bool]
+
+
 class Decoder(Protocol):
     """What computes logits for B rows; may also have `step_greedy`, see `CachedDecoder`."""
 
@@ -43,6 +46,7 @@ def generate(
     *,
     attention_mask: Any = None,
     batch_size: int | None = None,
+    stop: Stop | None = None,
     **options: Any,
 ) -> list[np.ndarray]:
     """Continues each prompt.
@@ -59,6 +63,8 @@ def generate(
         streamer: receives the tokens of a single prompt as they come; `end` is called in any case.
         attention_mask: like input_ids, 0 at padding.
         batch_size: most rows computed at once; None for all. Changes no result.
+        stop: says of an answer so far, int32 [S], whether it is whole; asked after each token, and
+            on all ranks alike.
         options: single settings, see GenerationConfig.
 
     Returns:
@@ -79,13 +85,14 @@ def generate(
             pad=settings.pad_token_id,
         )
         prompts, limits = fit(prompts, settings, model.config.seq_length)
-        _check(settings, len(prompts), streamer, batch_size)
+        _check(settings, len(prompts), streamer, batch_size, stop)
         random = sampling.streams(prompts, _seed(model, settings)) if settings.do_sample else []
         size = batch_size or len(prompts)
         found: list[np.ndarray] = []
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            found += _batch(model, prompts[part], limits[part], settings, random[part], streamer)
+            batch = (prompts[part], limits[part], settings, random[part], streamer, stop)
+            found += _batch(model, *batch)
         return found
     finally:
         if streamer is not None:
@@ -111,8 +118,12 @@ def _seed(model: Any, settings: GenerationConfig) -> int | None:
     return collectives.gathered(context, secrets.randbits(32))[0]
 
 
-def _check(settings: GenerationConfig, rows: int, streamer: Any, batch_size: int | None) -> None:
+def _check(
+    settings: GenerationConfig, rows: int, streamer: Any, batch_size: int | None, stop: Any
+) -> None:
     found = []
+    if stop is not None and settings.num_beams > 1:
+        found.append("stop: beam search has no answer before its end; use num_beams=1")
     if streamer is not None and rows > 1:
         found.append(f"streamer: got {rows} prompts; must be one; call generate once per prompt")
     if streamer is not None and settings.num_beams > 1:
@@ -130,12 +141,13 @@ def _batch(
     settings: GenerationConfig,
     random: list[np.random.Generator],
     streamer: Streamer | None,
+    stop: Stop | None,
 ) -> list[np.ndarray]:
     rows = len(prompts) * settings.num_beams
     decoder = open_decoder(model, rows, int(limits.max()), settings.use_past)
     if settings.num_beams > 1:
         return beam_search(decoder, prompts, limits, settings)
-    batch = Rows(prompts, limits, settings.eos_ids)
+    batch = Rows(prompts, limits, settings.eos_ids, stop)
     _decode(decoder, batch, _chooser(settings, random), streamer)
     return batch.found()
 
@@ -161,8 +173,15 @@ class Rows:
         open: bool [B], rows that still grow.
     """
 
-    def __init__(self, prompts: list[np.ndarray], limits: np.ndarray, eos: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        prompts: list[np.ndarray],
+        limits: np.ndarray,
+        eos: tuple[int, ...],
+        stop: Stop | None = None,
+    ) -> None:
         self.lengths = np.array([len(prompt) for prompt in prompts])
+        self.starts, self.stop = self.lengths.copy(), stop
         self.tokens = np.zeros((len(prompts), int(limits.max())), np.int32)
         for row, prompt in zip(self.tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
@@ -184,6 +203,9 @@ class Rows:
         ended = self.lengths[index] >= self.limits[index]
         for token in self.eos:
             ended |= new == token
+        if self.stop is not None:
+            answers = (self.tokens[row, self.starts[row] : self.lengths[row]] for row in index)
+            ended |= np.array([self.stop(answer) for answer in answers])
         self.open[index] = ~ended
         return not ended.all()
 

@@ -26,7 +26,7 @@ _LONG = 4096
 32 heads would take 2 GB."""
 
 
-class CausalAttention(nn.Cell):
+class _Attention(nn.Cell):
     """softmax(q k^T + causal mask) v for each head (Vaswani et al. 2017, section 3.2.1).
 
     It has a backward pass of its own for the sake of memory and time. On CPU, MindSpore's
@@ -127,22 +127,6 @@ class CausalAttention(nn.Cell):
         mixed = self.product(self.dropped(p, key), v)
         return self.merge(mixed, batch, self.heads), k, v, p, q, mixed
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-        """As `forward`, each record a document."""
-        return self.forward(q, k, v, key, ())
-
-    def bprop(
-        self,
-        q0: Tensor,
-        k0: Tensor,
-        v0: Tensor,
-        key: Tensor,
-        out: tuple[Tensor, ...],
-        dout: tuple[Tensor, ...],
-    ) -> tuple[Tensor, ...]:
-        """Gradients of q, k and v; only the first output is differentiated."""
-        return (*self.backward(key, out, dout[0]), ops.zeros_like(key))
-
     def backward(
         self, key: Tensor, out: tuple[Tensor, ...], d_merged: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,13 +150,33 @@ class CausalAttention(nn.Cell):
         )
 
 
-class DocumentAttention(CausalAttention):
-    """CausalAttention within each of the documents that a record holds."""
+class CausalAttention(_Attention):
+    """Attention within records."""
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+        """See `forward`."""
+        return self.forward(q, k, v, key, ())
+
+    def bprop(
+        self,
+        q0: Tensor,
+        k0: Tensor,
+        v0: Tensor,
+        key: Tensor,
+        out: tuple[Tensor, ...],
+        dout: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Gradients of q, k and v; only the first output is differentiated."""
+        return (*self.backward(key, out, dout[0]), ops.zeros_like(key))
+
+
+class DocumentAttention(_Attention):
+    """Attention within each of the documents that a record holds."""
 
     def construct(
         self, q: Tensor, k: Tensor, v: Tensor, key: Tensor, segments: Tensor
     ) -> tuple[Tensor, ...]:
-        """segments: int32 [B, S], the number of each token's document."""
+        """See `forward`; segments: int32 [B, S], the number of each token's document."""
         return self.forward(q, k, v, key, (segments,))
 
     def bprop(
@@ -233,7 +237,7 @@ class CausalSelfAttention(nn.Cell):
         self.kv_heads = max(1, shared // context.model_parallel)
         self.scale = 1.0 / math.sqrt(self.head_dim)
         self.enter = shared_input(context)
-        own = {**options, "bias": options["bias"] if qkv_bias is None else qkv_bias, "std": std}
+        own: dict[str, Any] = {**options, "bias": options["bias"] if qkv_bias is None else qkv_bias, "std": std}
         columns = "attention columns"
         self.q = ColumnParallelLinear(hidden, hidden, context, columns, **own)
         width = shared * self.head_dim

@@ -46,7 +46,7 @@ def bands(length: int, size: int) -> tuple[tuple[int, int], ...]:
     return tuple((a * size, min(b * size, length)) for a, b in pairs)
 
 
-class BlockwiseAttention(nn.Cell):
+class _Blocks(nn.Cell):
     """As `CausalAttention` without dropout.
 
     Args:
@@ -132,10 +132,6 @@ class BlockwiseAttention(nn.Cell):
             scores = documents_apart(scores, own, segments[0][:, :keys])
         return self.softmax(scores.reshape((groups, queries, keys))).astype(q.dtype)
 
-    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As `forward`, each record a document."""
-        return self.forward(q, k, v, ())
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Tensor, ...]) -> Tensor:
         """Attends.
 
@@ -182,12 +178,6 @@ class BlockwiseAttention(nn.Cell):
             found = self.update(found, number.reshape((1, 1)), mixed)
             number = number + 1
         return found
-
-    def bprop(
-        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v."""
-        return self.backward(q, k, v, out, dout, ())
 
     def backward(
         self,
@@ -256,11 +246,25 @@ class BlockwiseAttention(nn.Cell):
         return d_q, d_k, d_v
 
 
-class DocumentBlocks(BlockwiseAttention):
-    """BlockwiseAttention within each of the documents that a record holds."""
+class BlockwiseAttention(_Blocks):
+    """Attention within records, block by block."""
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `forward`."""
+        return self.forward(q, k, v, ())
+
+    def bprop(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v."""
+        return self.backward(q, k, v, out, dout, ())
+
+
+class DocumentBlocks(_Blocks):
+    """Attention within each of the documents that a record holds, block by block."""
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, segments: Tensor) -> Tensor:
-        """segments: int32 [B, S], the number of each token's document."""
+        """See `forward`; segments: int32 [B, S], the number of each token's document."""
         return self.forward(q, k, v, (segments,))
 
     def bprop(

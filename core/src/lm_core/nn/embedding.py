@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -75,9 +77,7 @@ def _rows_of(count: int, context: ParallelContext) -> int:
 class VocabParallelEmbedding(Embedding):
     """An Embedding whose rows are split over the tensor-parallel ranks, unless `vocab_emb_dp`."""
 
-    def __init__(
-        self, count: int, hidden: int, context: ParallelContext, **options: object
-    ) -> None:
+    def __init__(self, count: int, hidden: int, context: ParallelContext, **options: Any) -> None:
         rows = _rows_of(count, context)
         super().__init__(rows, hidden, **options)  # type: ignore[arg-type]
         self.own = None
@@ -178,9 +178,7 @@ class Head(ColumnParallelLinear):
         options: of a Linear.
     """
 
-    def __init__(
-        self, hidden: int, count: int, context: ParallelContext, **options: object
-    ) -> None:
+    def __init__(self, hidden: int, count: int, context: ParallelContext, **options: Any) -> None:
         split = count % context.model_parallel == 0
         shared = context if split else ParallelContext.local()
         super().__init__(hidden, count, shared, "rows of the vocabulary", bias=False, **options)

@@ -6,6 +6,8 @@ the machine; the transposed layout reaches 60 % of it (tools/bench/RESULTS.md).
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -120,12 +122,12 @@ class ColumnParallelLinear(Linear):
         context: ParallelContext,
         what: str,
         groups: int | None = None,
-        **options: object,
+        **options: Any,
     ) -> None:
         ranks = context.model_parallel
         parts = ranks if groups is None else min(ranks, groups)
         own = context.shard(outputs, what) if parts == ranks else outputs // parts
-        super().__init__(inputs, own, **options)  # type: ignore[arg-type]
+        super().__init__(inputs, own, **options)
         if ranks > 1:
             self.cut, self.tp_rank = Cut(1, parts), context.tp_rank * parts // ranks
 
@@ -137,9 +139,9 @@ class RowParallelLinear(Linear):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, context: ParallelContext, what: str, **options: object
+        self, inputs: int, outputs: int, context: ParallelContext, what: str, **options: Any
     ) -> None:
-        super().__init__(context.shard(inputs, what), outputs, **options)  # type: ignore[arg-type]
+        super().__init__(context.shard(inputs, what), outputs, **options)
         self.reduce = None
         if context.model_parallel > 1:
             self.cut, self.tp_rank = Cut(0, context.model_parallel), context.tp_rank

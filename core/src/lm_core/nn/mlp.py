@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mindspore import Tensor, nn, ops
 
 from lm_core.nn import cpu
@@ -33,7 +35,7 @@ class Mlp(nn.Cell):
         *,
         std: float,
         out_std: float,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.enter = shared_input(context)
@@ -68,7 +70,7 @@ class GatedMlp(nn.Cell):
         context: ParallelContext,
         *,
         std: float,
-        **options: object,
+        **options: Any,
     ) -> None:
         super().__init__()
         columns = "feed-forward columns"

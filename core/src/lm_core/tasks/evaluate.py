@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags that every run has."""
     add_run_arguments(parser)
+    parser.epilog = f"`{parser.prog} humaneval --help`: programs of a model\n\n{parser.epilog}"
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
