@@ -26,6 +26,8 @@ LATE_BINDING = {
     # Methods that users expect on the model object; each is one line that hands over.
     ("lm_core.nn.decoder", "lm_core.generation.generate"),
     ("lm_core.nn.network", "lm_core.auto"),
+    # Meta's description of a Llama lacks the vocabulary, whose size is that of a tensor.
+    ("lm_core.config.flags", "lm_core.checkpoint.hub"),
 }
 """Upward imports inside a function. Each needs a reason that a reviewer accepts."""
 

@@ -29,7 +29,7 @@ from lm_core.log import byte_count, get_logger
 
 MANIFEST = "manifest.json"
 
-_WEIGHTS = ("*.safetensors", "*.ckpt", "*.bin", "*.index.json")
+_WEIGHTS = ("*.safetensors", "*.ckpt", "*.bin", "*.pth", "*.index.json")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
-from lm_core.checkpoint import atomic, io, saved
+from lm_core.checkpoint import atomic, io, rankfolders, released, saved
 from lm_core.checkpoint.layout.tensors import Tensors
 from lm_core.checkpoint.source import Source, read_json, table_of
 from lm_core.config.model import ModelConfig
@@ -154,7 +154,7 @@ def generation_defaults(directory: Path) -> dict[str, Any]:
 
 def _directory(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if files.has_adapter(path):
-        if not io.has_weights(path):
+        if not io.has_weights(path) and release_in(path) is None:
             return replace(_base_of(path, spec, config), adapter=path)
         return replace(_weights_of(path, spec, config), adapter=path)
     return _weights_of(path, spec, config)
@@ -178,17 +178,33 @@ def _base_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> 
 def _weights_of(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
     if (path / "config.json").is_file():
         return described(path, spec, config)
+    if found := release_in(path):
+        return _released(path, found, config)
     newest = saved.newest(path, saved.CONFIG)
     if newest is not None:
         notice_once(f"newest {newest}", f"{path}: using {newest}")
         return _directory(newest, spec, config)
     if not io.has_weights(path):
+        if ranks := rankfolders.folders(path):
+            return _of_ranks(path, ranks, spec, config)
         raise CheckpointError(
             f"{path}: holds no checkpoint; config.json and weights, or the output of a run, "
             f"must be there; give another directory"
         )
     family, own = _given(path, spec, config)
     return Source("directory", path, family, own, layout_of(family, own, io.open_directory(path)))
+
+
+def _of_ranks(
+    path: Path, ranks: list[Path], spec: ModelSpec | None, config: ModelConfig | None
+) -> Source:
+    """What MindFormers puts into a folder for each rank; a single one holds the whole model."""
+    if len(ranks) == 1:
+        return _weights_of(ranks[0], spec, config)
+    family, own = _given(path, spec, config)
+    return Source(
+        "directory", path, family, own, layout_of(family, own, io.open_directory(ranks[0]))
+    )
 
 
 def described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
@@ -199,11 +215,7 @@ def described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) ->
     notes = values.pop("lm_layout", {"name": "native"}) if ours else {"name": "hf"}
     try:
         family = registry.find(str(ours or values.get("model_type") or (spec.name if spec else "")))
-        if config is not None and not isinstance(config, family.config_class):
-            raise ConfigError(
-                f"is a {family.name} model and the configuration given is a "
-                f"{type(config).__name__}; give one of {family.name}, or other weights"
-            )
+        _require_class(config, family)
         own = family.config_class.parse(values) if ours else family.config_class.from_hf(values)
     except ConfigError as error:
         raise CheckpointError(*(f"{where}: {problem}" for problem in error.problems)) from error
@@ -216,9 +228,39 @@ def described(path: Path, spec: ModelSpec | None, config: ModelConfig | None) ->
     return Source("directory", path, family, config or own, layout, notes)
 
 
+def release_in(path: Path) -> released.Found | None:
+    """Which installed family's release a directory is; None if it is none."""
+    return released.find(path, registry.installed().values())
+
+
+def _released(path: Path, found: released.Found, config: ModelConfig | None) -> Source:
+    """A directory as the authors of a model publish it."""
+    where = path / found.release.description
+    tensors = released.open_files(path, found.release)
+    try:
+        _require_class(config, found.spec)
+        own = found.release.read(read_json(where), tensors.specs)
+    except ConfigError as error:
+        raise CheckpointError(*(f"{where}: {problem}" for problem in error.problems)) from error
+    if config is not None:
+        _tell_differences(config, own, where)
+    else:
+        own = own.copy(generation_defaults(path))
+    return Source("directory", path, found.spec, config or own, found.layout)
+
+
+def _require_class(config: ModelConfig | None, family: ModelSpec) -> None:
+    if config is not None and not isinstance(config, family.config_class):
+        raise ConfigError(
+            f"is a {family.name} model and the configuration given is a "
+            f"{type(config).__name__}; give one of {family.name}, or other weights"
+        )
+
+
 def _tell_differences(given: ModelConfig, own: ModelConfig, where: Path) -> None:
     """Warns of settings that change what the weights compute and that no shape would show."""
     keys = set(type(own).__annotations__) - set(ModelConfig.model_fields) | {"num_heads"}
+    keys -= own.seen_in_shapes
     for key in sorted(key for key in keys if key in type(own).model_fields):
         ours, theirs = getattr(given, key), getattr(own, key)
         if ours != theirs and not re.search(r"dropout|positions|position_embeddings|labels", key):
@@ -232,6 +274,9 @@ def _tell_differences(given: ModelConfig, own: ModelConfig, where: Path) -> None
 
 
 def _file(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Source:
+    found = release_in(path.parent)
+    if found and path in released.files(path.parent, found.release):
+        return _released(path.parent, found, config)  # One of its files is no model.
     tensors = io.open_file(path)
     if config is None and (path.parent / "config.json").is_file():
         beside = described(path.parent, spec, config)
@@ -301,6 +346,8 @@ def _tokenizer_family(path: Path) -> ModelSpec | None:
     for name in ("tokenizer_config.json", "config.json"):
         if (path / name).is_file():
             values.update(read_json(path / name))
+    if found := release_in(path):
+        return found.spec
     word = str(values.get("tokenizer_class", "")).lower()
     for spec in registry.installed().values():
         if values.get("lm_model") == spec.name or values.get("model_type") in spec.hf_types:

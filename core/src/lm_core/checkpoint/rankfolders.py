@@ -128,6 +128,11 @@ def has_ranks(path: str | Path) -> bool:
     return _place(Path(path).expanduser())[0] is not None
 
 
+def folders(path: Path) -> list[Path]:
+    """The folders of ranks with weights, whoever wrote them; none where `path` has no ranks."""
+    return [folder for _, folder in _rank_folders(path) if io.has_weights(folder)]
+
+
 def files(folder: str | Path) -> dict[int, Path]:
     """The one weights file in each rank's folder, as MindFormers lays them out.
 

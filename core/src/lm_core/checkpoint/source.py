@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lm_core.checkpoint import atomic, io, parts
+from lm_core.checkpoint import atomic, io, parts, rankfolders, released
 from lm_core.checkpoint.layout.table import Mapped, Native, Table
 from lm_core.checkpoint.layout.tensors import Memory, Tensors
 from lm_core.config.model import ModelConfig
@@ -103,6 +103,9 @@ class Source:
                 f"unverified {self.path}",
                 f"{self.path}: has no {atomic.MANIFEST}; the files are not verified",
             )
+        release = self.table.release
+        if release is not None and released.files(self.path, release):
+            return released.open_files(self.path, release)
         return io.open_directory(self.path)
 
 
@@ -128,6 +131,13 @@ def _require_whole(directory: Path) -> None:
             f"{directory}: holds the part of rank {layout.rank} of a model that was cut with "
             f"{layout}; a whole model is needed here; set auto_trans_ckpt: True in a run, or merge "
             f"the parts with `transform`"
+        )
+    ranks = [] if io.has_weights(directory) else rankfolders.folders(directory)
+    if ranks:
+        raise CheckpointError(
+            f"{directory}: holds the parts of {len(ranks)} ranks and not how they are cut; a whole "
+            f"model lies in rank_0 alone; set src_strategy_path_or_dir to the strategy that was "
+            f"written with them, or merge them with `transform`"
         )
 
 

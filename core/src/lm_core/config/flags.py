@@ -264,10 +264,8 @@ def _from_checkpoint(spec: ModelFamily, checkpoint: str) -> Layers | None:
 
     found = peek(checkpoint)
     if found is None:
-        from_name = checkpoint if checkpoint in spec.presets else None
-        return (
-            read_layers({"model": {"model_config": {"preset": from_name}}}) if from_name else None
-        )
+        fields = _without_config_json(spec, checkpoint)
+        return None if fields is None else read_layers({"model": {"model_config": fields}})
     label = str(Path(checkpoint) / "config.json")
     owner = found.pop("lm_model", None)
     found.pop("lm_layout", None)
@@ -289,6 +287,20 @@ def _from_checkpoint(spec: ModelFamily, checkpoint: str) -> Layers | None:
     layers.label = label
     layers.origins = dict.fromkeys(layers.origins, label)
     return layers
+
+
+def _without_config_json(spec: ModelFamily, checkpoint: str) -> dict[str, Any] | None:
+    """`model_config` for a preset, or for a model as its authors publish it; None for others."""
+    if checkpoint in spec.presets:
+        return {"preset": checkpoint}
+    from lm_core.checkpoint import hub
+
+    path = Path(checkpoint).expanduser()
+    if not path.is_dir() or hub.release_in(path) is None:
+        return None
+    fields = hub.resolve(path, spec=spec).config.explicit()  # type: ignore[arg-type]
+    fields.pop("parallel_config", None)
+    return fields
 
 
 def peek(directory: str | Path) -> dict[str, Any] | None:

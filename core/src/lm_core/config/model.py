@@ -65,6 +65,8 @@ class ModelConfig(Section):
 
     architectures: ClassVar[Mapping[str, str]] = {}
     """Names that `model.arch.type` may have -> the task they are for."""
+    seen_in_shapes: ClassVar[frozenset[str]] = frozenset()
+    """Fields that decide nothing but shapes of weights, so wrong ones cannot go unnoticed."""
 
     type: str = ""
     task: Task = "text_generation"

@@ -11,7 +11,7 @@ from lm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lm_core.checkpoint.io import Joined, Parameters
-    from lm_core.checkpoint.layout import Cast, Tensors
+    from lm_core.checkpoint.layout import Cast, Release, Tensors
     from lm_core.checkpoint.layout.table import Mapped
     from lm_core.checkpoint.source import Source
     from lm_core.checkpoint.tensorfile import Progress
@@ -23,13 +23,28 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     """The flags of `convert`."""
     layouts = ["native", *sorted(spec.tables), "peft"]
     add = parser.add_argument
-    add("--input", required=True, metavar="X", help="directory, weights file, run output or hub id")
-    add("--output", required=True, metavar="DIR", help="directory to write")
+    add(
+        "--input",
+        "--torch_ckpt_dir",
+        required=True,
+        metavar="X",
+        help="directory, weights file, run output or hub id",
+    )
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument(
+        "--output", metavar="DIR", help="directory to write; NAME.ckpt: that file alone"
+    )
+    output.add_argument(
+        "--mindspore_ckpt_path",
+        dest="output",
+        type=lambda name: f"{name.removesuffix('.ckpt')}.ckpt",
+        metavar="FILE",
+        help="the same as --output FILE.ckpt",
+    )
     add(
         "--format",
-        required=True,
         choices=layouts,
-        help="whose names and files; peft: the adapter alone",
+        help="whose names and files (mindformers for a .ckpt file); peft: the adapter alone",
     )
     add(
         "--config", metavar="NAME", help="preset, run file or directory, if the input has no config"
@@ -53,10 +68,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     from lm_core.log import progress
 
     limit = parse_size(args.max_shard_size) if args.max_shard_size else None
-    if limit and args.format == "mindformers":
-        raise CheckpointError(
-            "max_shard_size: a .ckpt file is not sharded; leave --max_shard_size out"
-        )
+    _check_output(args)
     source = hub.resolve(args.input, spec=spec, config=_config(args.config))
     if args.format == "peft":
         return _convert_adapter(source, args)
@@ -70,14 +82,46 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     if args.dtype:
         ours = Cast(ours, args.dtype)
     total = total_bytes(ours) / 1e6
-    with (
-        new_directory(args.output, overwrite=args.overwrite) as directory,
-        progress(total=total, desc="convert", unit="MB") as bar,
-    ):
-        require_space(directory, total_bytes(ours))
-        write(directory, source, ours, args.format, limit, lambda count: bar.update(count / 1e6))
+    require_space(args.output, total_bytes(ours))
+    with progress(total=total, desc="convert", unit="MB") as bar:
+
+        def told(count: int) -> None:
+            bar.update(count / 1e6)
+
+        if _is_file(args.output):
+            write_ckpt(Path(args.output), source, ours, args.format, told)
+        else:
+            with new_directory(args.output, overwrite=args.overwrite) as directory:
+                write(directory, source, ours, args.format, limit, told)
     print(f"{args.output}: {len(ours.specs)} tensors, {total:,.1f} MB, layout {args.format}")
     return 0
+
+
+def _is_file(output: str) -> bool:
+    return output.endswith(".ckpt")
+
+
+def _check_output(args: Namespace) -> None:
+    """Raises CheckpointError if what is to be written does not fit where; fills in the format."""
+    if _is_file(args.output):
+        if (args.format or "mindformers") != "mindformers":
+            raise CheckpointError(
+                f"format: is {args.format} and {args.output} a .ckpt file, which has the layout "
+                f"mindformers; give a directory for {args.format}"
+            )
+        args.format = "mindformers"
+        if Path(args.output).exists() and not args.overwrite:
+            raise CheckpointError(
+                f"{args.output}: is there already; it is replaced only if asked; pass --overwrite "
+                f"or choose another name"
+            )
+    elif args.format is None:
+        raise CheckpointError("format: is missing; must say whose names and files; add --format")
+    if args.max_shard_size and args.format not in ("native", "hf"):
+        raise CheckpointError(
+            f"max_shard_size: the layout {args.format} is a single file, which is not sharded; "
+            f"leave --max_shard_size out"
+        )
 
 
 def _convert_adapter(source: Source, args: Namespace) -> int:
@@ -116,8 +160,12 @@ def write(
         io.write_native(directory, source.spec.name, source.config, ours, limit, progress)
     elif layout == "hf":
         write_hf(directory, source, ours, limit, progress)
+    elif (release := source.spec.tables[layout].release) is not None:
+        write_release(directory, source, ours, layout, release, progress)
     else:
-        write_ckpt(directory, source, ours, layout, notes, progress)
+        file = directory / f"{source.spec.name}.ckpt"
+        write_ckpt(file, source, ours, layout, progress)
+        io.write_config(directory, source.spec.name, source.config, {"name": layout, **notes})
     folder = source.path.parent if source.path and source.path.is_file() else source.path
     for name, path in io.carried_files(folder or Path()).items():
         io.add_file(directory / name, path)
@@ -141,21 +189,33 @@ def write_hf(
     write_sharded(directory, theirs, limit, progress)
 
 
-def write_ckpt(
+def write_release(
     directory: Path,
     source: Source,
     ours: Tensors,
     layout: str,
-    notes: dict[str, str],
+    release: Release,
     progress: Progress | None,
 ) -> None:
-    """Writes a MindSpore .ckpt with the names of `layout`, and a config.json that says so."""
-    from lm_core.checkpoint import ckpt, io
+    """Writes the description of the model's authors and their names in one safetensors file."""
+    from lm_core.checkpoint import tensorfile
     from lm_core.checkpoint.source import table_of
 
+    text = json.dumps(release.write(source.config), indent=2) + "\n"
     theirs = table_of(source.spec, layout).save(ours, source.config)
-    ckpt.write(directory / f"{source.spec.name}.ckpt", theirs, progress)
-    io.write_config(directory, source.spec.name, source.config, {"name": layout, **notes})
+    theirs.metadata = {"format": "pt"}
+    (directory / release.description).write_text(text)
+    tensorfile.write(directory / f"{release.files}.safetensors", theirs, progress=progress)
+
+
+def write_ckpt(
+    file: Path, source: Source, ours: Tensors, layout: str, progress: Progress | None
+) -> None:
+    """Writes a MindSpore .ckpt with the names of `layout`."""
+    from lm_core.checkpoint import ckpt
+    from lm_core.checkpoint.source import table_of
+
+    ckpt.write(file, table_of(source.spec, layout).save(ours, source.config), progress)
 
 
 def _config(name: str | None) -> ModelConfig | None:

@@ -167,7 +167,8 @@ def _own(spec: ModelSpec | None, args: Namespace) -> _Own | None:
         cut = strategy.read(named) if _strategy(named) else recut.strategy_of(step, source.spec)
         recut.require_ranks(step.found, cut, step.where)
         return _Own(step, cut, source.config, source.spec)
-    says_model = args.config or (folder / saved.CONFIG).is_file() or not folder.exists()
+    described = (folder / saved.CONFIG).is_file() or hub.release_in(folder) is not None
+    says_model = args.config or described or not folder.exists()
     if rankfolders.has_ranks(folder) or not says_model:
         return None
     source = recut.source_of(args.src_ckpt_dir, spec, _config(args.config))

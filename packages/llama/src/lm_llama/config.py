@@ -48,6 +48,10 @@ class LlamaConfig(ModelConfig):
         "LlamaForSequenceClassification": "text_classification",
     }
 
+    seen_in_shapes: ClassVar[frozenset[str]] = frozenset(
+        {"n_kv_heads", "intermediate_size", "multiple_of", "ffn_dim_multiplier"}
+    )
+
     type: Literal["LlamaConfig"] = "LlamaConfig"
     vocab_size: Positive = 32000
     hidden_size: Positive = 4096

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lm_core.checkpoint.layout import PermuteRope, Table, Tie, Transpose
 from lm_llama.config import LlamaConfig
+from lm_llama.meta import RELEASE
 
 Shape = tuple[int, ...]
 
@@ -138,5 +139,6 @@ TABLES = {
         shapes,
         name="meta",
         ignore=[r"rope\.freqs"],
+        release=RELEASE,
     ),
 }

@@ -1,6 +1,7 @@
 """Foreign weight layouts as tables of reversible operations. NumPy only."""
 
 from lm_core.checkpoint.layout.ops import Concat, Each, PermuteRope, Reshape, Split, Tie, Transpose
+from lm_core.checkpoint.layout.release import Pieces, Release
 from lm_core.checkpoint.layout.table import Native, Table
 from lm_core.checkpoint.layout.tensors import (
     BFLOAT16,
@@ -20,6 +21,8 @@ __all__ = [
     "Memory",
     "Native",
     "PermuteRope",
+    "Pieces",
+    "Release",
     "Reshape",
     "Split",
     "Table",

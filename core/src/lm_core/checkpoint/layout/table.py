@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lm_core.checkpoint.layout.ops import Arrays, Op, Tie
+from lm_core.checkpoint.layout.release import Release
 from lm_core.checkpoint.layout.tensors import Shape, Tensors, TensorSpec, dtype_name
 from lm_core.errors import CheckpointError
 
@@ -159,6 +160,7 @@ class Table:
         prefix: a start of their names that a file may lack.
         layers: how many layers `{}` runs over; `config.num_layers` if not given.
         published: hub ids of weights in this layout, by preset.
+        release: how the model's authors publish this layout, where not as one usually does.
     """
 
     def __init__(
@@ -171,6 +173,7 @@ class Table:
         prefix: str = "",
         layers: Callable[[Any], int] = lambda config: config.num_layers,
         published: Mapping[str, str] | None = None,
+        release: Release | None = None,
     ) -> None:
         self.rows = tuple(
             Row(_names(theirs), _names(ours), tuple(ops)) for theirs, ours, *ops in rows
@@ -180,6 +183,7 @@ class Table:
         self.prefix = prefix
         self.layers = layers
         self.published = dict(published or {})
+        self.release = release
         self._ignore = re.compile("|".join(f"(?:{pattern})" for pattern in ignore) or r"(?!)")
 
     def expand(self, config: Any) -> list[Row]:
