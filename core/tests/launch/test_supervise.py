@@ -102,6 +102,15 @@ def test_a_lost_scheduler_ends_the_job(jobs):
     assert status == 7 and "the scheduler ended with status 7" in errors
 
 
+def test_where_all_workers_are_here_nobody_waits_for_the_scheduler(jobs):
+    """MindSpore's takes five seconds to find that it is alone."""
+    process = jobs.start("all:meet=a,print=done", FAKE_SCHEDULER="stays")
+    assert process.stdout.readline() == "done\n"
+    begin = time.monotonic()
+    assert jobs.finish(process)[0] == 0
+    assert time.monotonic() - begin < 8  # _SCHEDULER_SECONDS are more
+
+
 @pytest.mark.parametrize("who", ["all", "0", "1"])
 def test_an_error_of_the_user_is_shown_once(jobs, who):
     words = ["all:meet=a", f"{who}:error=seed:_is_x;_must_be_a_number,exit=2", "all:sleep=100"]
