@@ -194,16 +194,16 @@ def _generated(model: Any, case: Case) -> tuple[list[list[int]], np.ndarray | No
 
 
 def run(
-    spec: ModelSpec, cases: list[Case], folder: Path, timeout: float = 240
+    spec: ModelSpec, cases: list[Case], folder: Path, timeout: float = 280
 ) -> list[list[Found]]:
     """What every rank of each case found, in one job that is as large as the cases need.
 
     Raises:
         AssertionError: a rank failed; with the ends of all logs.
     """
-    places = {tuple(sorted(case.degrees.items())): case.first for case in cases}
     # Groups are named after degrees, and a name stands for the same processes in a whole job.
-    assert all(places[tuple(sorted(case.degrees.items()))] == case.first for case in cases)
+    places = {_degrees(case): case.first for case in cases}
+    assert all(places[_degrees(case)] == case.first for case in cases)
     count = max(case.processes.stop for case in cases)
     folder.mkdir(parents=True, exist_ok=True)
     job = {"model": spec.name, "cases": [asdict(case) for case in cases]}
@@ -216,11 +216,16 @@ def run(
     ]
 
 
+def _degrees(case: Case) -> tuple[int, ...]:
+    degrees = ParallelConfig(**case.degrees)
+    return degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage
+
+
 def start(
     count: int,
     program: list[str],
     folder: Path,
-    timeout: float = 240,
+    timeout: float = 280,
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Runs a Python program in `count` processes that can reach each other; logs are in `folder`.
@@ -232,7 +237,7 @@ def start(
     own = {"GLOG_v": "3", "MS_TOPO_TIMEOUT": "60", **(environment or {})}
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        for name, command, given in _processes(count, program):
+        for name, command, given in _processes(count, program, folder):
             with (folder / f"{name}.log").open("wb") as log:
                 processes.append(
                     subprocess.Popen(
@@ -242,7 +247,7 @@ def start(
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                    )  # fmt: skip
+                    )
                 )
         failed = _wait(processes[1:], time.monotonic() + timeout)
     finally:
@@ -253,12 +258,14 @@ def start(
     assert not failed, f"{failed} after {timeout} s at most\n{ends}"
 
 
-def _processes(count: int, program: list[str]) -> list[tuple[str, list[str], dict[str, str]]]:
+def _processes(
+    count: int, program: list[str], folder: Path
+) -> list[tuple[str, list[str], dict[str, str]]]:
     """Names, commands and environments: of the process where the ranks meet, and of the ranks."""
     from lm_core.launch import commands
     from lm_core.launch.job import Job, free_port
 
-    job = Job(model="", verb="", processes=count, devices=tuple(range(count)))
+    job = Job(model="", verb="", processes=count, devices=tuple(range(count)), output=folder)
     where = job.address, free_port(), secrets.token_hex(8)
     found = [("scheduler", *commands.scheduler(job, *where))]
     for rank in job.ranks:
