@@ -22,7 +22,7 @@ from lm_core.data.mindrecord import RecordWriter
 SCRIPT = ROOT / "packages" / "gpt2" / "launch.sh"
 VOCABULARY, LENGTH = 96, 32
 SIZES = {
-    "preset": "gpt2_tiny", "vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2,
+    "preset": "gpt2_tiny", "vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 1,
     "num_heads": 4, "seq_length": LENGTH, "max_decode_length": LENGTH,
 }  # fmt: skip
 

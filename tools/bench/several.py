@@ -92,7 +92,7 @@ def train(folder: Path, degrees: Mapping[str, Any], output: str, steps: int) -> 
         wanted = [f"parallel_config.{key}={value}" for key, value in degrees.items()]
         words += ["--use_parallel", "True", *wanted]
         sizes = (degrees.get(key, 1) for key in _DEGREES)
-        _start(prod(sizes), words, folder / f"{output}-msrun")
+        _start(prod(sizes), words, folder / f"{output}-logs")
     else:
         _run(words)
 
@@ -115,7 +115,7 @@ def _start(processes: int, words: list[str], folder: Path) -> None:
     from lm_core.testing import ranks
 
     try:
-        ranks.start(processes, ["python", *words], folder, PATIENCE)
+        ranks.start(processes, words, folder, PATIENCE)
     except AssertionError as error:
         raise ContenderError(str(error)) from error
 

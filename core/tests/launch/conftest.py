@@ -55,7 +55,7 @@ class Jobs:
         return self.finish(self.start(*words, **settings))
 
     def finish(self, process: subprocess.Popen) -> tuple[int, str, str]:
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=120)
         assert self.running() == []
         return process.returncode, out, errors
 

@@ -21,6 +21,6 @@ def test_a_death_before_they_meet_ends_the_job(jobs):
     """MindSpore's scheduler and rank 0 would wait for ten minutes."""
     begin = time.monotonic()
     status, _, errors = jobs.run("1:die", folder=REAL, model="reduce")
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60
     assert (jobs.folder / "waiting").exists()
     assert status == 137 and "rank 1 was killed by SIGKILL" in errors

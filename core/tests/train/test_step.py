@@ -9,6 +9,8 @@ from lm_core.train.evaluation import LossTerms
 from lm_core.train.optimizer import AdamW, Sgd
 from lm_core.train.step import TrainStep, trained_parameters
 
+pytestmark = pytest.mark.slow
+
 
 def build(
     model, *, accumulation=1, clip=None, rule=AdamW, one_target=False, **options

@@ -13,7 +13,7 @@ from lm_core.data.mindrecord import RecordWriter
 
 VOCABULARY, LENGTH, RECORDS = 61, 16, 22
 SIZES = {
-    "preset": "gpt2_tiny", "vocab_size": VOCABULARY, "hidden_size": 16, "num_layers": 2,
+    "preset": "gpt2_tiny", "vocab_size": VOCABULARY, "hidden_size": 16, "num_layers": 1,
     "num_heads": 2, "seq_length": LENGTH, "embedding_dropout_prob": 0.1,
     "hidden_dropout_rate": 0.1, "attention_dropout_rate": 0.1, "eos_token_id": 0,
     "bos_token_id": 0, "pad_token_id": 0,

@@ -22,6 +22,7 @@ from lm_core.testing.adapters import adapted_model
 from lm_core.testing.parity import TOLERANCES
 from lm_gpt2 import SPEC
 
+pytestmark = pytest.mark.slow
 PET = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": ".*dense[13].*"}
 
 

@@ -176,7 +176,8 @@ def test_jobs_that_cannot_be_end_soon(jobs: Jobs) -> None:
     heads = ("model.model_config.num_heads=1", "load_checkpoint=")
     assert "2 does not divide 1 heads; use 1" in refused(jobs, "pretrain", TP2, *heads)
     stages = ("parallel_config.pipeline_stage=2", "parallel_config.micro_batch_num=2")
-    assert "pipeline_stage: is 2; must be 1 here" in refused(jobs, "evaluate", *stages)
+    layers = ("model.model_config.num_layers=2", *stages)
+    assert "pipeline_stage: is 2; must be 1 here" in refused(jobs, "evaluate", *layers)
 
 
 def test_parts_of_other_degrees_are_refused_where_recutting_is_off(

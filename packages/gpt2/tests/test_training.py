@@ -18,6 +18,7 @@ from lm_core.testing import tiny
 from lm_core.train.callbacks import Callback
 from lm_core.train.nonfinite import TrainingError
 
+pytestmark = pytest.mark.slow
 DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_rate", "attention_dropout_rate")
 
 

@@ -171,12 +171,17 @@ class Attempt:
             if failed is not None:
                 return self._after(failed)
             if all(worker.status == 0 for worker in self.workers.values()):
-                wait([self.scheduler] if self.scheduler else [], _SCHEDULER_SECONDS)
+                self._wait_for_machines()
                 return End(0, final=True)
             hung = self._hung()
             if hung is not None:
                 return self._after_hang(hung)
             time.sleep(_INTERVAL)
+
+    def _wait_for_machines(self) -> None:
+        """Workers of other machines still take their leave of the scheduler; it ends after them."""
+        if self.scheduler and self.job.machines > 1:
+            wait([self.scheduler], _SCHEDULER_SECONDS)
 
     def _failed(self) -> Process | None:
         """The process that failed; of several in one instant one that a signal ended, as a cause.

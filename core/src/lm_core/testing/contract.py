@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert", "merge")
 LAYOUTS = ("hf", "mindformers")
+SHAPE = (2, 9)
+"""Of token ids wherever the shape does not matter: a graph is compiled for each."""
 
 
 class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
@@ -113,16 +115,16 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
 
     def test_logits(self, model: CausalLM) -> None:
         """Their shape, type, and that they are numbers."""
-        ids = tiny.token_ids(model.config.vocab_size, (3, 7))
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE)
         logits = _logits(model, ids)
-        assert logits.shape == (3, 7, model.config.vocab_size)
+        assert logits.shape == (*SHAPE, model.config.vocab_size)
         assert logits.dtype == np.float32
         assert np.isfinite(logits).all()
         assert logits.std() > 0.01
 
     def test_no_token_sees_a_later_one(self, model: CausalLM) -> None:
         """Changing token t leaves all logits before t as they are, and changes those at t."""
-        ids = tiny.token_ids(model.config.vocab_size, (2, 9), seed=3)
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=3)
         changed = ids.copy()
         changed[:, 5] = (ids[:, 5] + 1) % model.config.vocab_size
         before, after = _logits(model, ids), _logits(model, changed)
@@ -166,7 +168,7 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
 
     def test_loss_is_the_mean_over_trained_tokens(self, model: CausalLM) -> None:
         """Against NumPy in float64; labels are shifted inside and -100 is left out."""
-        ids = tiny.token_ids(model.config.vocab_size, (2, 8), seed=5)
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=5)
         labels = ids.copy()
         labels[0, :5] = -100
         logits = _logits(model, ids)[:, :-1].astype(np.float64)
@@ -198,10 +200,7 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
     def test_cached_is_uncached(self, model: CausalLM) -> None:
         """Greedy tokens with the cache, against whole forward passes."""
         prompt = tiny.token_ids(model.config.vocab_size, (6,), seed=9)
-        expected = list(prompt)
-        for _ in range(10):
-            logits = _logits(model, np.asarray([expected], np.int32))
-            expected.append(int(logits[0, -1].argmax()))
+        expected = tiny.greedy(model, prompt, 10)
         assert _generate(model, [prompt], 10)[0].tolist() == expected
 
     def test_batch_is_alone(self, model: CausalLM) -> None:
@@ -222,7 +221,7 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
         loaded = AutoModel.from_pretrained(tmp_path / "saved")
         assert loaded.config.copy(checkpoint_name_or_path="") == model.config
         _assert_same(tiny.weights(loaded), tiny.weights(model))
-        ids = tiny.token_ids(model.config.vocab_size, (1, 6))
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE)
         np.testing.assert_array_equal(_logits(loaded, ids), _logits(model, ids))
 
     @pytest.mark.parametrize("layout", LAYOUTS)
@@ -268,11 +267,11 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
         """The numbers behind the tokens, at every position."""
         from lm_core.generation.cache import CachedDecoder
 
-        ids = tiny.token_ids(model.config.vocab_size, (2, 10), seed=11)
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=11)
         expected = _logits(model, ids)
         decoder = CachedDecoder(model, 2, 16)
         steps = [decoder.prefill(ids[:, :4], np.array([4, 4]))]
-        steps += [decoder.step(ids[:, t], np.array([t, t])) for t in range(4, 10)]
+        steps += [decoder.step(ids[:, t], np.array([t, t])) for t in range(4, SHAPE[1])]
         actual = np.stack(steps, axis=1)
         np.testing.assert_allclose(actual, expected[:, 3:], rtol=0, atol=TOLERANCES.cached)
 

@@ -1,16 +1,23 @@
 """Training and generation under several layouts, as a program for every rank and as its caller.
 
-One job of n processes goes through many cases, since starting processes takes longer than training
-a tiny model. Each rank writes what it found; `run` reads the files of all ranks.
+One job goes through many cases, since starting processes takes longer than training a tiny model.
+A case that needs fewer processes than the job has runs on some of them, beside other cases. Each
+rank writes what it found; `run` reads the files of all ranks.
+
+Every graph that a rank compiles is written down, so that its exchanges can be counted.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,17 +27,20 @@ import numpy as np
 
 from lm_core import spec as registry
 from lm_core.config.parallel import ParallelConfig
-from lm_core.testing import tiny
+from lm_core.testing import sums, tiny
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
     from lm_core.nn.network import Network
     from lm_core.spec import ModelSpec
+    from lm_core.testing.sums import Sums
     from lm_core.train.step import MicroBatch
 
+GRAPHS = "graphs"
+"""The folder of a job where MindSpore writes compiled graphs down."""
 ROWS = 8
 """Records of a step, over all ranks."""
-STEPS = 5
+STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class Case:
         parts: micro-batches of a rank (the pipeline's included).
         run: more keys of the run, dotted.
         prompts: ids to continue after training; none: nothing is generated.
+        first: the process of the job that is its rank 0; 0 where a pipeline sends messages, which
+            name processes of the job.
     """
 
     degrees: dict[str, Any] = field(default_factory=dict)
@@ -50,11 +62,17 @@ class Case:
     parts: int = 1
     run: dict[str, Any] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
+    first: int = 0
 
     @property
     def world_size(self) -> int:
         """Processes that it needs."""
         return ParallelConfig(**self.degrees).world_size
+
+    @property
+    def processes(self) -> range:
+        """The processes of the job that it runs on."""
+        return range(self.first, self.first + self.world_size)
 
 
 @dataclass
@@ -68,6 +86,7 @@ class Found:
         state: of its optimizer, by name.
         tokens: prompts and answers.
         logits: of the first prompt.
+        sums: over ranks, of the graphs that were compiled for training and written down.
     """
 
     losses: list[float]
@@ -76,6 +95,7 @@ class Found:
     state: dict[str, np.ndarray]
     tokens: list[list[int]]
     logits: np.ndarray | None
+    sums: Sums
 
 
 def settings(spec: ModelSpec, case: Case) -> RunConfig:
@@ -94,8 +114,15 @@ def settings(spec: ModelSpec, case: Case) -> RunConfig:
     return run
 
 
-def compute(spec: ModelSpec, case: Case, rank: int = 0) -> Found:
-    """Trains and generates as one rank of a case."""
+def compute(spec: ModelSpec, case: Case, rank: int = 0, graphs: Path | None = None) -> Found:
+    """Trains and generates as one rank of a case.
+
+    Args:
+        spec: the model.
+        case: what is computed.
+        rank: of those of the case.
+        graphs: where MindSpore writes the graphs of this process down.
+    """
     from lm_core.auto import empty_model
     from lm_core.parallel import backend
     from lm_core.parallel.context import ParallelContext
@@ -105,7 +132,9 @@ def compute(spec: ModelSpec, case: Case, rank: int = 0) -> Found:
     config = run.model.config
     context = ParallelContext.from_config(config.parallel_config, case.world_size, rank)
     if case.world_size > 1:
-        backend.make_groups(context.groups())
+        groups = context.groups()
+        backend.make_groups((name, [case.first + n for n in ranks]) for name, ranks in groups)
+    before = sums.graphs(graphs)
     model = empty_model(config, context=context, seed=run.seed)
     model.initialize(run.seed)
     if config.pet_config is not None:
@@ -119,7 +148,8 @@ def compute(spec: ModelSpec, case: Case, rank: int = 0) -> Found:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     state = {name: p.asnumpy().copy() for name, p in step.optimizer.state().items()}
-    return Found(losses, norms, _copied(model), state, *_generated(model, case))
+    counted = sums.counted(sums.graphs(graphs) - before)
+    return Found(losses, norms, _copied(model), state, *_generated(model, case), counted)
 
 
 def _micro_batches(ids: np.ndarray, untrained: int, parts: int) -> list[MicroBatch]:
@@ -164,76 +194,119 @@ def _generated(model: Any, case: Case) -> tuple[list[list[int]], np.ndarray | No
 
 
 def run(
-    spec: ModelSpec, cases: list[Case], folder: Path, timeout: float = 240
+    spec: ModelSpec, cases: list[Case], folder: Path, timeout: float = 280
 ) -> list[list[Found]]:
-    """What every rank of a job found, for each case; all cases need the same number of ranks.
+    """What every rank of each case found, in one job that is as large as the cases need.
 
     Raises:
         AssertionError: a rank failed; with the ends of all logs.
     """
-    count = cases[0].world_size
-    assert {case.world_size for case in cases} == {count}
+    # Groups are named after degrees, and a name stands for the same processes in a whole job.
+    places = {_degrees(case): case.first for case in cases}
+    assert all(places[_degrees(case)] == case.first for case in cases)
+    count = max(case.processes.stop for case in cases)
     folder.mkdir(parents=True, exist_ok=True)
     job = {"model": spec.name, "cases": [asdict(case) for case in cases]}
     (folder / "job.json").write_text(json.dumps(job))
-    start(count, [__file__, str(folder)], folder, timeout)
+    settings = {**sums.SETTINGS, sums.FOLDER: str(folder / GRAPHS)}
+    start(count, [__file__, str(folder)], folder, timeout, settings)
     return [
-        [_read(folder / f"found-{number}-{rank}.npz") for rank in range(count)]
-        for number in range(len(cases))
+        [_read(folder / f"found-{number}-{rank}.npz") for rank in range(case.world_size)]
+        for number, case in enumerate(cases)
     ]
 
 
-def start(count: int, program: list[str], folder: Path, timeout: float = 240) -> None:
-    """Runs a Python program in `count` processes that can reach each other.
+def _degrees(case: Case) -> tuple[int, ...]:
+    degrees = ParallelConfig(**case.degrees)
+    return degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage
+
+
+def start(
+    count: int,
+    program: list[str],
+    folder: Path,
+    timeout: float = 280,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Runs a Python program in `count` processes that can reach each other; logs are in `folder`.
 
     Raises:
         AssertionError: one of them failed, or there was no end in time.
     """
-    from lm_core.launch.job import free_port
-
-    beside = str(Path(sys.executable).parent)
-    threads = str(max(1, (os.cpu_count() or 1) // count))
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join([beside, os.environ["PATH"]]),
-        "OMP_NUM_THREADS": threads,
-        "GLOG_v": "3",
-    }
-    command = [
-        "msrun", f"--worker_num={count}", f"--local_worker_num={count}",
-        f"--master_port={free_port()}", f"--log_dir={folder / 'log'}", "--join=True",
-        "--cluster_time_out=60", *program,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    processes: list[subprocess.Popen[bytes]] = []
+    own = {"GLOG_v": "3", "MS_TOPO_TIMEOUT": "60", **(environment or {})}
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        text, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        text = f"no end after {timeout} s"
+        for name, command, given in _processes(count, program, folder):
+            with (folder / f"{name}.log").open("wb") as log:
+                processes.append(
+                    subprocess.Popen(
+                        command,
+                        env=given | own,
+                        start_new_session=True,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        failed = _wait(processes[1:], time.monotonic() + timeout)
     finally:
-        _end(process)
-    logs = sorted((folder / "log").glob("worker_*.log"))
+        for process in processes:
+            _end(process)
+    logs = sorted(folder.glob("rank_*.log"))
     ends = "\n".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in logs)
-    assert process.returncode == 0, f"{text[-500:]}\n{ends}"
+    assert not failed, f"{failed} after {timeout} s at most\n{ends}"
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _processes(
+    count: int, program: list[str], folder: Path
+) -> list[tuple[str, list[str], dict[str, str]]]:
+    """Names, commands and environments: of the process where the ranks meet, and of the ranks."""
+    from lm_core.launch import commands
+    from lm_core.launch.job import Job, free_port
+
+    job = Job(model="", verb="", processes=count, devices=tuple(range(count)), output=folder)
+    where = job.address, free_port(), secrets.token_hex(8)
+    found = [("scheduler", *commands.scheduler(job, *where))]
+    for rank in job.ranks:
+        environment = commands.worker_environment(job, rank, *where)
+        found.append((f"rank_{rank}", [sys.executable, *program], environment))
+    return found
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], end: float) -> str:
+    """Until all have ended, or one has failed; what went wrong."""
+    while True:
+        states = [process.poll() for process in ranks]
+        failed = [f"rank {rank} ended with {one}" for rank, one in enumerate(states) if one]
+        if failed or None not in states:
+            return ", ".join(failed)
+        if time.monotonic() > end:
+            return "no end"
+        time.sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def main(folder: Path) -> None:
-    """The program of a rank."""
+    """The program of a process."""
     from lm_core.parallel import backend
 
     job = json.loads((folder / "job.json").read_text())
     spec = registry.find(job["model"])
-    rank, _ = backend.join()
+    own, _ = backend.join()
+    graphs = folder / GRAPHS / f"rank_{own}"
+    gc.freeze()  # What is here stays: each compilation looks for garbage in all the rest.
     for number, values in enumerate(job["cases"]):
-        _write(folder / f"found-{number}-{rank}.npz", compute(spec, Case(**values), rank))
+        case = Case(**values)
+        if own in case.processes:
+            rank = own - case.first
+            found = compute(spec, case, rank, graphs)
+            _write(folder / f"found-{number}-{rank}.npz", found)
 
 
 def _write(path: Path, found: Found) -> None:
@@ -242,6 +315,7 @@ def _write(path: Path, found: Found) -> None:
     if found.logits is not None:
         arrays["logits"] = found.logits
     numbers = {"losses": found.losses, "norms": found.norms, "tokens": json.dumps(found.tokens)}
+    numbers["sums"] = json.dumps(found.sums)
     np.savez(path, **arrays, **numbers)
 
 
@@ -259,6 +333,7 @@ def _read(path: Path) -> Found:
         within("state/"),
         json.loads(str(arrays["tokens"])),
         arrays.get("logits"),
+        json.loads(str(arrays["sums"])),
     )
 
 

@@ -104,6 +104,21 @@ def token_ids(vocab_size: int, shape: Sequence[int], seed: int = 0) -> np.ndarra
     return np.random.default_rng(seed).integers(0, vocab_size, shape).astype(np.int32)
 
 
+def greedy(built: Any, prompt: np.ndarray, new: int) -> list[int]:
+    """The prompt and its most likely continuation, by whole forward passes, all of one shape.
+
+    What stands behind the last token makes no difference to its logits.
+    """
+    from mindspore import Tensor
+
+    built.set_train(False)
+    ids = np.zeros((1, len(prompt) + new), np.int32)
+    ids[0, : len(prompt)] = prompt
+    for end in range(len(prompt), len(prompt) + new):
+        ids[0, end] = built(Tensor(ids)).asnumpy()[0, end - 1].argmax()
+    return ids[0].tolist()
+
+
 def weights(built: Network) -> dict[str, np.ndarray]:
     """The parameters by our names."""
     return {name: parameter.asnumpy() for name, parameter in built.named_parameters().items()}

@@ -2,7 +2,11 @@
 
 import os
 import sys
+import time
 
 
 def init():
-    sys.exit(int(os.environ.get("FAKE_SCHEDULER", "0")))
+    status = os.environ.get("FAKE_SCHEDULER", "0")
+    if status == "stays":
+        time.sleep(100)
+    sys.exit(int(status))
