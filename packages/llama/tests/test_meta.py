@@ -237,7 +237,7 @@ def test_every_width_can_be_said(inner):
         ({"n_heads": None}, "num_heads: "),
         ({"dim": "4096"}, "hidden_size: "),
         ({"n_kv_heads": 3}, "n_kv_heads: 3 does not divide num_heads 4"),
-        ({"vocab_size": -1}, "vocab_size: is not given and the weights have no tok_embeddings"),
+        ({"vocab_size": 0}, "vocab_size: "),
     ],
 )
 def test_wrong_descriptions(values, words):

@@ -9,6 +9,7 @@ other two kinds of weight [in, out].
 from __future__ import annotations
 
 from lm_core.checkpoint.layout import Split, Table, Tie, Transpose
+from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
 from lm_gpt2.config import Gpt2Config
 
 Shape = tuple[int, ...]
@@ -119,12 +120,6 @@ TABLES = {
         _MINDFORMERS,
         shapes,
         name="mindformers",
-        # A training checkpoint also holds the optimizer, counters and key-value caches.
-        ignore=[
-            r"(adam_m|adam_v|moment1|moment2|moments|accum)\..*",
-            r".*\.(key_past|value_past)",
-            r"(global_step|learning_rate|scale_sense|loss_scale|beta1_power|beta2_power)",
-            r"(epoch_num|step_num|current_iterator_step|last_overflow_iterator_step)",
-        ],
+        ignore=TRAINING_STATE,
     ),
 }

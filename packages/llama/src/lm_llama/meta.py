@@ -10,24 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lm_core.checkpoint.layout import Release, TensorSpec
+from lm_core.checkpoint.layout.release import Release, Specs
 from lm_core.errors import ConfigError
 from lm_core.log import notice_once
 from lm_llama.config import LlamaConfig
 
-Specs = Mapping[str, TensorSpec]
-
 _TABLE = "tok_embeddings.weight"
-# Our field -> their key and the value that Meta's code takes where it is missing; None: required.
+# Our field -> their key and the value that Meta's code takes where it is missing.
 _FIELDS: dict[str, tuple[str, Any]] = {
     "hidden_size": ("dim", None),
     "num_layers": ("n_layers", None),
     "num_heads": ("n_heads", None),
+    "n_kv_heads": ("n_kv_heads", None),
     "multiple_of": ("multiple_of", 256),
+    "ffn_dim_multiplier": ("ffn_dim_multiplier", None),
     "rms_norm_eps": ("norm_eps", 1e-5),
     "theta": ("rope_theta", 10000.0),
 }
-_OPTIONAL = ("n_kv_heads", "ffn_dim_multiplier")
+_REQUIRED = ("dim", "n_layers", "n_heads")
 # Settings of Meta's program for running the model; max_seq_len is read where it is there.
 _OF_A_RUN = ("vocab_size", "max_seq_len", "max_batch_size")
 
@@ -51,30 +51,30 @@ def read(values: Mapping[str, Any], specs: Specs) -> LlamaConfig:
     Raises:
         ConfigError: keys that are missing, wrong, or change the network in an unknown way.
     """
-    known = {key for key, _ in _FIELDS.values()} | {*_OPTIONAL, *_OF_A_RUN}
+    known = {*_OF_A_RUN, *(key for key, _ in _FIELDS.values())}
     found = [
-        f"{key}: is {values[key]!r}; Llama is not built for that; use another checkpoint"
-        for key in values
-        if key not in known and values[key] not in (None, False)
+        f"{key}: is {value!r}; Llama is not built for that; use another checkpoint"
+        for key, value in values.items()
+        if key not in known and value not in (None, False)
     ]
     found += [
-        f"{key}: is missing; must be there in params.json; copy the file again"
-        for key, start in _FIELDS.values()
-        if start is None and key not in values
+        f"{key}: is missing; must be there; copy the file again"
+        for key in _REQUIRED
+        if key not in values
     ]
-    fields = {ours: values.get(key, start) for ours, (key, start) in _FIELDS.items()}
-    fields |= {key: values[key] for key in _OPTIONAL if values.get(key) is not None}
-    for key in ("rms_norm_eps", "theta", "ffn_dim_multiplier"):
-        if type(fields.get(key)) is int:
-            fields[key] = float(fields[key])
-    vocabulary = values.get("vocab_size", -1)
-    fields["vocab_size"] = _rows(specs, found) if vocabulary == -1 else vocabulary
     if found:
         raise ConfigError(*found)
-    fields["seq_length"] = values.get("max_seq_len") or _trained_length(fields)
+    fields = {ours: values.get(key, start) for ours, (key, start) in _FIELDS.items()}
+    for key in ("rms_norm_eps", "theta", "ffn_dim_multiplier"):
+        fields[key] = float(fields[key]) if type(fields[key]) is int else fields[key]
+    if values.get("vocab_size", -1) != -1:
+        fields["vocab_size"] = values["vocab_size"]
+    elif _TABLE in specs:
+        fields["vocab_size"] = specs[_TABLE].shape[0]
     config = LlamaConfig.parse(fields)
     inner = _inner(config.hidden_size, config.multiple_of, config.ffn_dim_multiplier)
-    return config.copy(intermediate_size=inner)
+    length = values.get("max_seq_len") or _trained_length(config)
+    return config.copy(intermediate_size=inner, seq_length=length)
 
 
 def write(config: LlamaConfig) -> dict[str, Any]:
@@ -83,44 +83,22 @@ def write(config: LlamaConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a network that Meta's code does not compute.
     """
-    other = {
-        "qkv_has_bias": config.qkv_has_bias,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "rope_scaling": config.rope.type != "default",
-        "task": config.is_classifier,
-    }
-    found = [
-        f"{key}: is {getattr(config, key)!r}, which params.json cannot say; the weights can be "
-        f"written in another layout"
-        for key, is_so in other.items()
-        if is_so
-    ]
-    if found:
-        raise ConfigError(*found)
+    other = [key for key in ("qkv_has_bias", "tie_word_embeddings") if getattr(config, key)]
+    other += ["rope_scaling"] * (config.rope.type != "default") + ["task"] * config.is_classifier
+    if other:
+        cannot = "which params.json cannot say; use another layout"
+        raise ConfigError(*(f"{key}: is {getattr(config, key)!r}, {cannot}" for key in other))
     values = {key: getattr(config, ours) for ours, (key, _) in _FIELDS.items()}
-    if config.theta == _FIELDS["theta"][1]:
-        del values["rope_theta"]  # The code of Llama 1 and 2 knows no such key.
-    if config.kv_heads != config.num_heads:
-        values["n_kv_heads"] = config.kv_heads
-    return values | _feed_forward(config) | {"vocab_size": config.vocab_size}
+    values |= {"vocab_size": config.vocab_size, **_feed_forward(config)}
+    # The code of the first Llama knows neither key.
+    usual = {"rope_theta": _FIELDS["theta"][1], "n_kv_heads": config.num_heads}
+    return {k: value for k, value in values.items() if value not in (None, usual.get(k))}
 
 
-def _rows(specs: Specs, found: list[str]) -> int:
-    if _TABLE not in specs:
-        found.append(
-            f"vocab_size: is not given and the weights have no {_TABLE}, whose rows would say it; "
-            f"use a complete copy"
-        )
-        return 1
-    return specs[_TABLE].shape[0]
-
-
-def _trained_length(fields: Mapping[str, Any]) -> int:
+def _trained_length(config: LlamaConfig) -> int:
     """Code Llama is known by its base of the angles, Llama 2 70B by its grouped heads."""
-    if fields["theta"] > 10000.0:
-        return 16384
-    if "n_kv_heads" in fields:
-        return 4096
+    if config.theta > 10000.0 or config.kv_heads != config.num_heads:
+        return 16384 if config.theta > 10000.0 else 4096
     notice_once(
         "length of a Llama",
         "params.json: does not say for how many tokens the model was trained; 2048 is taken, as "
@@ -132,8 +110,7 @@ def _trained_length(fields: Mapping[str, Any]) -> int:
 def _inner(hidden: int, multiple_of: int, multiplier: float | None) -> int:
     """F as Meta's code counts it."""
     inner = int(2 * (4 * hidden) / 3)
-    if multiplier is not None:
-        inner = int(multiplier * inner)
+    inner = inner if multiplier is None else int(multiplier * inner)
     return -(-inner // multiple_of) * multiple_of
 
 
@@ -143,13 +120,10 @@ def _feed_forward(config: LlamaConfig) -> dict[str, Any]:
     for multiplier in (None, config.ffn_dim_multiplier):
         for multiple in (config.multiple_of, *(2**power for power in range(12, -1, -1))):
             if _inner(hidden, multiple, multiplier) == inner:
-                factor = {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
-                return {"multiple_of": multiple, **factor}
+                return {"multiple_of": multiple, "ffn_dim_multiplier": multiplier}
     # Half above F, so that cutting off the fraction gives F whatever the rounding.
     multiplier = (inner + 0.5) / _inner(hidden, 1, None)
     return {"multiple_of": 1, "ffn_dim_multiplier": multiplier}
 
 
-RELEASE = Release(
-    description="params.json", files="consolidated", axis=axis, read=read, write=write
-)
+RELEASE = Release("params.json", "consolidated", axis, read, write)

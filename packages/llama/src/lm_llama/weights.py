@@ -7,7 +7,10 @@ files pair neighbours, and are split over files by tensor parallelism.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from lm_core.checkpoint.layout import PermuteRope, Table, Tie, Transpose
+from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
 from lm_llama.config import LlamaConfig
 from lm_llama.meta import RELEASE
 
@@ -40,13 +43,7 @@ def shapes(config: LlamaConfig) -> dict[str, Shape]:
     return found
 
 
-def _tied(config: LlamaConfig) -> bool:
-    return config.tie_word_embeddings
-
-
-def _head_dim(config: LlamaConfig) -> int:
-    return config.head_dim
-
+_tied, _head_dim = attrgetter("tie_word_embeddings"), attrgetter("head_dim")
 
 _HF = [
     ("model.embed_tokens.weight", "embedding.weight", Transpose(_tied)),
@@ -100,22 +97,13 @@ TABLES = {
         ignore=[r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"],
         prefix="model.",
         published={
-            "llama_7b": "huggyllama/llama-7b",
-            "llama_13b": "huggyllama/llama-13b",
-            "llama_30b": "huggyllama/llama-30b",
-            "llama_65b": "huggyllama/llama-65b",
-            "llama2_7b": "meta-llama/Llama-2-7b-hf",
-            "llama2_13b": "meta-llama/Llama-2-13b-hf",
-            "llama2_70b": "meta-llama/Llama-2-70b-hf",
-            "codellama_7b": "codellama/CodeLlama-7b-hf",
-            "codellama_7b_instruct": "codellama/CodeLlama-7b-Instruct-hf",
-            "codellama_7b_python": "codellama/CodeLlama-7b-Python-hf",
-            "codellama_13b": "codellama/CodeLlama-13b-hf",
-            "codellama_13b_instruct": "codellama/CodeLlama-13b-Instruct-hf",
-            "codellama_13b_python": "codellama/CodeLlama-13b-Python-hf",
-            "codellama_34b": "codellama/CodeLlama-34b-hf",
-            "codellama_34b_instruct": "codellama/CodeLlama-34b-Instruct-hf",
-            "codellama_34b_python": "codellama/CodeLlama-34b-Python-hf",
+            **{f"llama_{size}b": f"huggyllama/llama-{size}b" for size in (7, 13, 30, 65)},
+            **{f"llama2_{size}b": f"meta-llama/Llama-2-{size}b-hf" for size in (7, 13, 70)},
+            **{
+                f"codellama_{size}b{ours}": f"codellama/CodeLlama-{size}b{theirs}-hf"
+                for size in (7, 13, 34)
+                for ours, theirs in {"": "", "_instruct": "-Instruct", "_python": "-Python"}.items()
+            },
         },
     ),
     "mindformers": Table(
@@ -124,13 +112,7 @@ TABLES = {
         ),
         shapes,
         name="mindformers",
-        # A training checkpoint also holds the optimizer, counters and key-value caches.
-        ignore=[
-            r"(adam_m|adam_v|moment1|moment2|moments|accum)\..*",
-            r".*\.(key_past|value_past)",
-            r"(global_step|learning_rate|scale_sense|loss_scale|beta1_power|beta2_power)",
-            r"(epoch_num|step_num|current_iterator_step|last_overflow_iterator_step)",
-        ],
+        ignore=TRAINING_STATE,
     ),
     "meta": Table(
         _named_by_meta(
