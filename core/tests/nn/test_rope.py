@@ -111,3 +111,12 @@ def test_frequencies_are_those_of_transformers(case):
     found, factor = _scaled(size=64, theta=case["theta"], trained=16384, **case["scaling"])
     np.testing.assert_allclose(found, case["inverse"], rtol=2e-6)
     assert factor == pytest.approx(case["factor"])
+
+
+@pytest.mark.parametrize(("dim", "rotary"), [(8, 8), (8, 4)])
+def test_one_product_turns_as_the_tables_do(dim, rotary, rng):
+    turn, positions = Rotary(dim, 10000.0, PLAIN, 2048, rotary), np.array([3, 70], np.int32)
+    x = rng.normal(size=(2, 5, dim)).astype(np.float32)
+    expected = 0.5 * _turned(x, positions, 10000.0, rotary)
+    matrices = turn.matrices(Tensor(positions), 0.5).asnumpy()
+    np.testing.assert_allclose(x @ matrices, expected, atol=1e-5)

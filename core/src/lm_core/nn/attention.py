@@ -371,13 +371,19 @@ class CausalSelfAttention(nn.Cell):
             v_cache: the same.
             index: int32 [B * G, 2], (row of the cache, position to write).
             mask: [B * G, 1, C], 0 where the row may look and MASKED elsewhere.
-            rotary: of `CausalLM.rotary_tables`.
+            rotary: of `CausalLM.rotary_matrices`.
 
         Returns:
             [B, H].
         """
         rows = x.shape[0] * self.kv_heads
-        q, k = self.queries_and_keys(x, rotary)
+        q, k = self.q(x), self.k(x)
+        if self.rotate is None:
+            q = q * self.scale
+        else:
+            # The matrix of queries holds the scale already.
+            q = self.product(q.reshape((-1, self.heads, self.head_dim)), rotary[0])
+            k = self.product(k.reshape((-1, self.kv_heads, self.head_dim)), rotary[1])
         q = q.reshape((rows, self.heads // self.kv_heads, self.head_dim))
         k = self.scatter(k_cache, index, k.reshape((rows, self.head_dim)))
         v = self.scatter(v_cache, index, self.v(x).reshape((rows, self.head_dim)))

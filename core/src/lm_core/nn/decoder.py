@@ -162,6 +162,13 @@ class CausalLM(Network):
         of_queries = self.rotary(positions, attention.heads, attention.scale)
         return (*of_queries, *self.rotary(positions, attention.kv_heads, 1.0))
 
+    def rotary_matrices(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """The same for one token of each row: int32 [B]. Two of float32 [B, D, D], or nothing."""
+        if self.rotary is None:
+            return ()
+        scale = self.layers[0].attention.scale
+        return self.rotary.matrices(positions, scale), self.rotary.matrices(positions, 1.0)
+
     def leave(self, x: Tensor) -> Tensor:
         """x: [T, H], output of the last block. Returns it normalised."""
         return self.norm(x)
@@ -216,7 +223,7 @@ class CausalLM(Network):
         seen = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, -1)) <= at
         mask = ((1.0 - seen.astype(ms.float32)) * MASKED).reshape((rows, 1, capacity))
         x = self.embed(tokens, positions, Tensor(np.zeros(2, np.int32)))
-        rotary = self.rotary_tables(positions)
+        rotary = self.rotary_matrices(positions)
         for i, layer in enumerate(self.layers):
             x = layer.step(x, k_caches[i], v_caches[i], index, mask, rotary)
         return self.whole_logits(self.norm(x))

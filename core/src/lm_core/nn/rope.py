@@ -101,6 +101,26 @@ class Rotary(nn.Cell):
         angles[:rotary] = np.tile(inverse, 2)
         self.frequencies = Tensor(angles.astype(np.float32).reshape(1, head_dim))
         self.head_dim = head_dim
+        self.swap = Tensor(_swap(head_dim, rotary).reshape(1, head_dim, head_dim))
+        self.same = Tensor(np.eye(head_dim, dtype=np.float32).reshape(1, head_dim, head_dim))
+
+    def angles(self, positions: Tensor) -> Tensor:
+        """positions: int32 [T]. Returns float32 [T, D]."""
+        return positions.astype(ms.float32).reshape((-1, 1)) * self.frequencies
+
+    def matrices(self, positions: Tensor, scale: float) -> Tensor:
+        """What turns the heads of each token as a product: one operator where `Rotate` has four.
+
+        Args:
+            positions: int32 [B], few of them: a matrix is D times the size of a row.
+            scale: factor on the result.
+
+        Returns:
+            float32 [B, D, D].
+        """
+        angles = ops.expand_dims(self.angles(positions), 1)
+        turned = self.same * ops.cos(angles) + self.swap * ops.sin(angles)
+        return turned * (scale * self.factor)
 
     def construct(self, positions: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all heads of all tokens.
@@ -113,13 +133,21 @@ class Rotary(nn.Cell):
         Returns:
             float32 [T * heads, D], twice.
         """
-        angles = positions.astype(ms.float32).reshape((-1, 1)) * self.frequencies
+        angles = self.angles(positions)
         scale = scale * self.factor
         rows = (angles.shape[0] * heads, self.head_dim)
         return (
             ops.tile(ops.cos(angles) * scale, (1, heads)).reshape(rows),
             ops.tile(ops.sin(angles) * scale, (1, heads)).reshape(rows),
         )
+
+
+def _swap(head_dim: int, rotary: int) -> np.ndarray:
+    """float32 [D, D]: x times this is (-x2, x1, 0) for the halves x1, x2 of what rotates."""
+    half, found = rotary // 2, np.zeros((head_dim, head_dim), np.float32)
+    found[np.arange(half) + half, np.arange(half)] = -1.0
+    found[np.arange(half), np.arange(half) + half] = 1.0
+    return found
 
 
 class Rotate(nn.Cell):
@@ -133,11 +161,7 @@ class Rotate(nn.Cell):
 
     def __init__(self, head_dim: int, rotary_dim: int | None = None) -> None:
         super().__init__()
-        half = (rotary_dim or head_dim) // 2
-        swap = np.zeros((head_dim, head_dim), np.float32)
-        swap[np.arange(half) + half, np.arange(half)] = -1.0
-        swap[np.arange(half), np.arange(half) + half] = 1.0
-        self.swap = Tensor(swap)
+        self.swap = Tensor(_swap(head_dim, rotary_dim or head_dim))
         self.product = ops.MatMul()
         self.product_bt = ops.MatMul(transpose_b=True)
 
