@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from lm_core.errors import ConfigError
-from lm_core.nn import blockwise
+from lm_core.nn import block_sizes, blockwise
 from lm_core.nn.attention import CausalAttention, CausalSelfAttention
 from lm_core.nn.blockwise import BlockwiseAttention
 from lm_core.nn.dropout import Dropout
@@ -102,7 +102,7 @@ def test_result_and_gradients(batch, length, n, groups, rate, rng):
 )
 def test_blocks(batch, length, n, groups, size, rng, monkeypatch):
     """Bands of several blocks, of one, and a last block that is not full."""
-    monkeypatch.setattr(blockwise, "_MOST", size)
+    monkeypatch.setattr(block_sizes, "_MOST", size)
     _check_gradients(BlockwiseAttention(n, groups), rng, batch, length, n, groups, 1.0)
 
 

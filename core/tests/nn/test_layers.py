@@ -167,6 +167,18 @@ def test_columns_add_up_in_a_fixed_order(rng, gradients):
     np.testing.assert_array_equal(first, again)
 
 
+def test_rms_norm_of_many_rows(rng):
+    """Outside of training they take another way than the few of a decoding step."""
+    norm = RmsNorm(6, 1e-3)
+    norm.set_train(False)
+    weight = _set(norm.weight, rng.normal(1.0, 0.3, 6))
+    for rows in (64, 65):
+        x = rng.normal(size=(rows, 6))
+        expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * weight
+        found = norm(Tensor(x.astype(np.float32))).asnumpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_rms_norm(training, rng, gradients):
     norm = RmsNorm(6, 1e-3)

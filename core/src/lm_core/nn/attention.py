@@ -15,15 +15,18 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from lm_core.nn.blockwise import MASKED, BlockwiseAttention, DocumentBlocks, documents_apart
+from lm_core.nn import block_sizes
+from lm_core.nn.blockwise import (
+    MASKED,
+    BlockwiseAttention,
+    DocumentBlocks,
+    documents_apart,
+    swapped,
+)
 from lm_core.nn.dropout import Dropout
 from lm_core.nn.linear import ColumnParallelLinear, RowParallelLinear, shared_input
 from lm_core.parallel import backend
 from lm_core.parallel.context import ParallelContext
-
-_LONG = 4096
-"""Longer sequences are read block by block outside of training, asked or not: S^2 probabilities of
-32 heads would take 2 GB."""
 
 
 class _Attention(nn.Cell):
@@ -65,7 +68,7 @@ class _Attention(nn.Cell):
         batch, length, width = x.shape
         rows = x.reshape((batch * length * heads, width // heads))
         if length > 1:
-            rows = self.gather(rows, _swapped(batch, length, heads), 0)
+            rows = self.gather(rows, swapped(batch, length, heads), 0)
         return rows.reshape((batch * heads, length, width // heads))
 
     def merge(self, x: Tensor, batch: int, heads: int) -> Tensor:
@@ -74,7 +77,7 @@ class _Attention(nn.Cell):
         length = x.size // (batch * heads * width)
         flat = x.reshape((batch * heads * length, width))
         if length > 1:
-            flat = self.gather(flat, _swapped(batch, heads, length), 0)
+            flat = self.gather(flat, swapped(batch, heads, length), 0)
         return flat.reshape((batch, length, heads * width))
 
     def grouped(self, x: Tensor) -> Tensor:
@@ -306,9 +309,12 @@ class CausalSelfAttention(nn.Cell):
 
     def in_blocks(self, length: int) -> bool:
         """Whether sequences of this length are read block by block."""
-        if self.attend.dropout.active():
-            return False
-        return self.blockwise or (length > _LONG and not self.training)
+        return block_sizes.are_read(
+            length,
+            asked=self.blockwise,
+            dropped=self.attend.dropout.active(),
+            trains=self.training,
+        )
 
     def construct(
         self,
@@ -395,10 +401,3 @@ class CausalSelfAttention(nn.Cell):
 def causal_mask(length: int, dtype: ms.Type = ms.float32) -> Tensor:
     """[S * S], row by row: 0 on and below the diagonal, MASKED above."""
     return Tensor(np.triu(np.full((length, length), MASKED, np.float32), 1).reshape(-1), dtype)
-
-
-def _swapped(batch: int, first: int, second: int) -> Tensor:
-    """int32 row numbers that bring rows in the order (B, first, second) to (B, second, first)."""
-    count = batch * first * second
-    order = np.arange(count, dtype=np.int32).reshape(batch, first, second).transpose(0, 2, 1)
-    return Tensor(order.reshape(-1))

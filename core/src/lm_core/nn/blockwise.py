@@ -9,6 +9,9 @@ fast memory that a CPU does not have).
 A loop has one shape: with keys of all positions half of the products would be for what causality
 hides. So the sequence is cut into a few bands, each a loop of its own, with the keys up to its end:
 with 4 bands 5/8 of the whole square is computed, of which 1/2 is needed.
+
+Rows change places by a gather: MindSpore's Transpose keeps a table of 8 bytes per element on CPU,
+for each of the 17 that a block of the network would have.
 """
 
 from __future__ import annotations
@@ -18,32 +21,12 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops.primitive import constexpr
 
+from lm_core.nn import block_sizes
 from lm_core.parallel import backend
 
 MASKED = -1e9
 """Added to the score of a position that must not be seen; exp(MASKED) is 0 in every float type."""
-_BANDS = 4
-_AT_ONCE = 8 * 1024 * 1024
-"""About how many probabilities there are at a time."""
-_FEWEST, _MOST = 16, 256
-
-
-@constexpr
-def block_size(length: int, heads: int) -> int:
-    """Queries in a block, so that `heads` rows of probabilities of `length` keys stay small."""
-    size = _MOST
-    while size > _FEWEST and size * length * heads > _AT_ONCE:
-        size //= 2
-    return size
-
-
-@constexpr
-def bands(length: int, size: int) -> tuple[tuple[int, int], ...]:
-    """First and last + 1 position of each band, in whole blocks but for the end."""
-    blocks = -(-length // size)
-    edges = sorted({-(-blocks * k // _BANDS) for k in range(_BANDS + 1)})
-    pairs = zip(edges, edges[1:], strict=False)
-    return tuple((a * size, min(b * size, length)) for a, b in pairs)
+block_size, bands = constexpr(block_sizes.size), constexpr(block_sizes.bands)
 
 
 class _Blocks(nn.Cell):
@@ -65,19 +48,20 @@ class _Blocks(nn.Cell):
         self.product_at = ops.BatchMatMul(transpose_a=True)
         self.add_mask = ops.BiasAdd()
         self.row_sum = ops.ReduceSum(keep_dims=True)
-        self.transpose = ops.Transpose()
+        self.gather = ops.Gather()
         self.update = ops.TensorScatterUpdate()
 
     def split(self, x: Tensor, heads: int) -> Tensor:
         """[B, S, heads * D] -> [B * heads, S, D]."""
         batch, length, width = x.shape
-        x = self.transpose(x.reshape((batch, length, heads, width // heads)), (0, 2, 1, 3))
+        x = x.reshape((batch * length * heads, width // heads))
+        x = self.gather(x, swapped(batch, length, heads), 0)
         return x.reshape((batch * heads, length, width // heads))
 
     def merge(self, x: Tensor, batch: int) -> Tensor:
         """[B * heads, S, D] -> [B, S, heads * D]."""
         rows, length, width = x.shape
-        x = self.transpose(x.reshape((batch, rows // batch, length, width)), (0, 2, 1, 3))
+        x = self.gather(x.reshape((rows * length, width)), swapped(batch, rows // batch, length), 0)
         return x.reshape((batch, length, rows // batch * width))
 
     def blocks(self, x: Tensor, start: int, end: int, size: int) -> Tensor:
@@ -88,7 +72,7 @@ class _Blocks(nn.Cell):
         missing = count * size - (end - start)
         if missing:
             band = ops.concat((band, ops.zeros((rows, missing, width), x.dtype)), 1)
-        band = self.transpose(band.reshape((rows, count, size, width)), (1, 0, 2, 3))
+        band = self.gather(band.reshape((rows * count, size * width)), swapped(1, rows, count), 0)
         groups = rows * self.kv_heads // self.heads
         return band.reshape((count, groups, rows // groups * size, width))
 
@@ -96,8 +80,8 @@ class _Blocks(nn.Cell):
         """What `blocks` took apart: [n, B * G, R * size, D] -> [B * N, length, D]."""
         count, groups, queries, width = x.shape
         shared = self.heads // self.kv_heads
-        x = x.reshape((count, groups * shared, queries // shared, width))
-        x = self.transpose(x, (1, 0, 2, 3))
+        x = x.reshape((count * groups * shared, queries // shared * width))
+        x = self.gather(x, swapped(1, count, groups * shared), 0)
         x = x.reshape((groups * shared, count * queries // shared, width))
         return x[:, :length]
 
@@ -289,6 +273,13 @@ def documents_apart(scores: Tensor, own: Tensor, others: Tensor) -> Tensor:
         mask = (other.astype(scores.dtype) * MASKED).reshape((-1,))
         parts += (ops.BiasAdd()(scores[record * heads : (record + 1) * heads], mask),)
     return ops.concat(parts, 0)
+
+
+def swapped(batch: int, first: int, second: int) -> Tensor:
+    """int32 row numbers that bring rows in the order (B, first, second) to (B, second, first)."""
+    count = batch * first * second
+    order = np.arange(count, dtype=np.int32).reshape(batch, first, second).transpose(0, 2, 1)
+    return Tensor(order.reshape(-1))
 
 
 def _filled(segments: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:

@@ -110,6 +110,15 @@ class LayerNorm(nn.Cell):
         return dx, d_weight, self.product(over, dy).reshape((size,))
 
 
+def rms_normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x: [T, n]; weight: [n]. Returns x / rms * weight, and 1 / rms [T, 1]."""
+    product, size = ops.MatMul(), x.shape[1]
+    mean = product(x * x, ops.ones((size, 1), x.dtype)) * (1.0 / size)
+    inverse = ops.rsqrt(mean + eps)
+    # One product spreads both factors: [1 / rms] [weight].
+    return x * product(inverse, weight.reshape((1, size))), inverse
+
+
 class RmsNorm(nn.Cell):
     """Root-mean-square norm from matrix products.
 
@@ -126,11 +135,7 @@ class RmsNorm(nn.Cell):
 
     def construct(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """x: [T, n]. Returns the result, and 1 / rms [T, 1] for the backward pass."""
-        rows, size = x.shape
-        mean = self.product(x * x, ops.ones((size, 1), x.dtype)) * (1.0 / size)
-        inverse = ops.rsqrt(mean + self.eps)
-        # One product spreads both factors: [1 / rms] [weight].
-        return x * self.product(inverse, weight.reshape((1, size))), inverse
+        return rms_normed(x, weight, self.eps)
 
     def bprop(
         self, x: Tensor, weight: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, ...]

@@ -9,6 +9,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from lm_core.nn import cpu
 from lm_core.parallel import backend
 
+_FEW = 64
+"""Rows for which it is quicker to start fewer kernels, and of little weight what they keep."""
+
 
 class LayerNorm(nn.Cell):
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016), in float32.
@@ -57,6 +60,8 @@ class RmsNorm(nn.Cell):
         y = x.astype(ms.float32)
         if self.on_cpu and self.training:
             y, _ = self.cpu_norm(y, self.weight)
+        elif self.on_cpu and x.shape[0] > _FEW:
+            y, _ = cpu.rms_normed(y, self.weight, self.eps)
         else:
             y = y * ops.rsqrt(self.mean(y * y, -1) + self.eps) * self.weight
         return y.astype(x.dtype)

@@ -152,9 +152,9 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
         self, model: CausalLM, length: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """`use_flash_attention`: loss, logits and gradients, over several blocks and bands."""
-        from lm_core.nn import blockwise
+        from lm_core.nn import block_sizes
 
-        monkeypatch.setattr(blockwise, "_MOST", 8)
+        monkeypatch.setattr(block_sizes, "_MOST", 8)
         built = tiny.model(self.spec, use_flash_attention=True)
         ids = tiny.token_ids(model.config.vocab_size, (2, length), seed=length)
         np.testing.assert_allclose(
