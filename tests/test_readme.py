@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -145,32 +144,34 @@ def test_the_model_card_of_gpt2(folder):
     run_all(ROOT / "packages/gpt2/README.md", folder)
 
 
-SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2}
-"""Of the Llamas here: as many layers as the card has stages, heads for its ranks."""
+LLAMAS = {"codellama_7b": 1, "llama2_7b": 1, "llama2-chat": 1, "codellama_34b": 2}
+"""Folders -> layers: the card cuts the largest into two stages."""
 
 
 def write_llamas(folder: Path) -> None:
-    """A tiny model that can fill in, under the names of all that the card speaks of; its runs."""
+    """Tiny models that can fill in, under the names that the card speaks of, and its runs."""
     from lm_llama import SPEC
     from lm_llama.tokenizer import LlamaTokenizer
 
     tokenizer = LlamaTokenizer(tiny.sentencepiece_model(infill=True))
     sizes = {
-        **SHAPE, "intermediate_size": 48, "vocab_size": tokenizer.vocab_size, "seq_length": 512
+        "hidden_size": 32, "num_heads": 4, "n_kv_heads": 2, "intermediate_size": 48,
+        "vocab_size": tokenizer.vocab_size, "seq_length": 512, "max_decode_length": 32,
     }  # fmt: skip
-    tiny.write_hf(tiny.model(SPEC, **sizes), SPEC, folder / "codellama_7b")
-    tokenizer.save_pretrained(folder / "codellama_7b")
-    for name in ("codellama_34b", "llama2_7b", "llama2-chat"):
-        shutil.copytree(folder / "codellama_7b", folder / name)
-    degrees = {"predict_codellama_34b": {"parallel_config": {"model_parallel": 2}}}
-    for name in ("codellama_7b", "llama2_7b_lora", "predict_codellama_34b"):
-        run = {
-            "base": name,
-            "model": {"model_config": {"preset": "llama_tiny", **sizes, "max_decode_length": 32}},
-            "runner_config": {"max_steps": 2},
-            **degrees.get(name, {}),
-        }
-        (folder / f"tiny_{name}.yaml").write_text(yaml.safe_dump(run))
+    for name, layers in LLAMAS.items():
+        model = tiny.model(SPEC, **sizes, num_layers=layers)
+        tiny.write_hf(model, SPEC, folder / name)
+        tokenizer.save_pretrained(folder / name)
+    runs = {
+        "codellama_7b": {"runner_config": {"max_steps": 2}},
+        "llama2_7b_lora": {"runner_config": {"max_steps": 2}},
+        "predict_codellama_34b": {"parallel_config": {"model_parallel": 2}},
+    }
+    for name, changes in runs.items():
+        config = {**sizes, "num_layers": LLAMAS.get(name.removeprefix("predict_"), 1)}
+        config["use_flash_attention"] = name == "codellama_7b"
+        run = {"base": name, "model": {"model_config": {"preset": "llama_tiny", **config}}}
+        (folder / f"tiny_{name}.yaml").write_text(yaml.safe_dump({**run, **changes}))
 
 
 def write_data_of_llama(folder: Path) -> None:
