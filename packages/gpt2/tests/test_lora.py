@@ -76,8 +76,8 @@ def test_trained_saved_alone_and_used(run, base, tmp_path, capsys, data):
     config = write(tmp_path / "run.yaml", run)
     assert main(["finetune", "gpt2", "--config", config]) == 0
     said = capsys.readouterr().err
-    # Two layers of q and v: rank x (in + out) each.
-    assert f"LoRA on 4 layers: {4 * 4 * 32:,} of" in said and "are trained" in said
+    # q and v of one layer: rank x (in + out) each.
+    assert f"LoRA on 2 layers: {2 * 4 * 32:,} of" in said and "are trained" in said
     out = tmp_path / "out"
     last = out / "checkpoint" / "rank_0" / "CKP-15"
     assert not (last / "model.safetensors").exists()
@@ -93,7 +93,7 @@ def test_trained_saved_alone_and_used(run, base, tmp_path, capsys, data):
     merged = tmp_path / "merged"
     words = ["--load_checkpoint", str(base), "--load_adapter", str(last), "--output", str(merged)]
     assert main(["merge", "gpt2", *words]) == 0
-    assert "the adapter on 4 layers is merged" in capsys.readouterr().out
+    assert "the adapter on 2 layers is merged" in capsys.readouterr().out
     assert loss_of(plain, merged) == pytest.approx(tuned, abs=1e-5)
     # From the run's output, too, and in the layout of others.
     as_hf = tmp_path / "as_hf"

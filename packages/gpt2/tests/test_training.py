@@ -178,7 +178,7 @@ def test_a_new_run_sets_an_old_one_aside(make, caplog):
 
 def test_accumulated_micro_batches_are_one_batch(make):
     """Token-weighted: 8 x 1 record gives what 1 x 8 records give, though records are unequal."""
-    still = dict.fromkeys(DROPOUTS, 0.0)
+    still = {**dict.fromkeys(DROPOUTS, 0.0), "num_layers": 2}
     results = []
     for batch, parts in ((8, 1), (1, 8), (2, 4)):
         trainer = make(

@@ -51,9 +51,6 @@ class RopeScaling(Section):
                 f"rope_scaling.type: is {given['type']!r}; must be one of {', '.join(KINDS)}; "
                 f"use another checkpoint"
             )
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
-            if isinstance(given.get(name), int):
-                given[name] = float(given[name])
         try:
             return cls.parse(given)
         except ConfigError as error:

@@ -157,7 +157,7 @@ class ParallelContext:
         size = self.model_parallel // parts
         part = self.tp_rank // size
         ranks = [self.rank_at(tp=part * size + place) for place in range(size)]
-        return self._group(f"kv{parts}", self.stage, self.dp_rank, part), ranks
+        return self._group("kv", parts, self.stage, self.dp_rank, part), ranks
 
     def pair_group(self, stage: int) -> str:
         """The rank of `stage` and that of the next one between which activations pass."""

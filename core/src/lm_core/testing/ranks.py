@@ -127,15 +127,16 @@ def compute(spec: ModelSpec, case: Case, rank: int = 0, graphs: Path | None = No
     from lm_core.parallel import backend
     from lm_core.parallel.context import ParallelContext
     from lm_core.train import session
+    from lm_core.train.reduction import sharers_of
 
     run = settings(spec, case)
     config = run.model.config
     context = ParallelContext.from_config(config.parallel_config, case.world_size, rank)
-    if case.world_size > 1:
-        groups = context.groups()
-        backend.make_groups((name, [case.first + n for n in ranks]) for name, ranks in groups)
     before = sums.graphs(graphs)
     model = empty_model(config, context=context, seed=run.seed)
+    if case.world_size > 1:
+        groups = (*context.groups(), *sharers_of(model))
+        backend.make_groups((name, [case.first + n for n in ranks]) for name, ranks in groups)
     model.initialize(run.seed)
     if config.pet_config is not None:
         _shake_adapter(model)

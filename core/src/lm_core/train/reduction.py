@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,13 @@ class Reduction(nn.Cell):
         gives = context.is_last_stage and (context.tp_rank == 0 or not staged)
         self.share = 1.0 if gives else 0.0
         partial = model.partial()
-        repeated, sharers = self._repeated(model)
+        repeated = repeated_parts(model)
+        sharers = list(sharers_of(model))
+        backend.make_groups(sharers)
         self.sums = (
             _Sum(context.ends_group, weights, {TABLE} if model.is_tied else set()),
             _Sum(context.tp_group, weights, partial),
-            _Sum(sharers, weights, repeated),
+            _Sum(sharers[0][0] if sharers else "", weights, set(repeated)),
             _Sum(
                 context.dp_group,
                 weights,
@@ -55,18 +57,6 @@ class Reduction(nn.Cell):
                 context.gradient_aggregation_group,
             ),
         )
-
-    @staticmethod
-    def _repeated(model: Network) -> tuple[set[str], str]:
-        """Parameters of which other tensor-parallel ranks hold the same part, and their group."""
-        ranks = model.context.model_parallel
-        parts = {name: own.parts for name, own in model.cuts().items() if own.parts < ranks}
-        if not parts:
-            return set(), ""
-        (count,) = set(parts.values())
-        group = model.context.sharers(count)
-        backend.make_groups([group])
-        return set(parts), group[0]
 
     def construct(
         self, total: Tensor, count: Tensor, gradients: tuple[Tensor, ...]
@@ -82,6 +72,18 @@ class Reduction(nn.Cell):
         for step in self.sums:
             gradients = step(gradients)
         return total, count, gradients
+
+
+def repeated_parts(model: Network) -> dict[str, int]:
+    """Parameters of which other tensor-parallel ranks hold the same part, and how many parts."""
+    ranks = model.context.model_parallel
+    return {name: own.parts for name, own in model.cuts().items() if own.parts < ranks}
+
+
+def sharers_of(model: Network) -> Iterator[tuple[str, list[int]]]:
+    """Name and ranks of the group that holds the same heads of keys and values, if there is one."""
+    for parts in set(repeated_parts(model).values()):
+        yield model.context.sharers(parts)
 
 
 class _Sum(nn.Cell):

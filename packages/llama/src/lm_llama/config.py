@@ -178,8 +178,6 @@ class LlamaConfig(ModelConfig):
             found += error.problems
         if found:
             raise ConfigError(*found)
-        if isinstance(fields["theta"], int):
-            fields["theta"] = float(fields["theta"])
         # Llama was published without a padding token; MindFormers pads with the unknown one.
         pad = values.get("pad_token_id")
         fields["pad_token_id"] = pad if isinstance(pad, int) and pad >= 0 else 0

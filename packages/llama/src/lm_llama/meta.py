@@ -65,8 +65,6 @@ def read(values: Mapping[str, Any], specs: Specs) -> LlamaConfig:
     if found:
         raise ConfigError(*found)
     fields = {ours: values.get(key, start) for ours, (key, start) in _FIELDS.items()}
-    for key in ("rms_norm_eps", "theta", "ffn_dim_multiplier"):
-        fields[key] = float(fields[key]) if type(fields[key]) is int else fields[key]
     if values.get("vocab_size", -1) != -1:
         fields["vocab_size"] = values["vocab_size"]
     elif _TABLE in specs:
