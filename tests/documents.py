@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 SKIP = re.compile(r"<!-- test: skip (.+?) -->")
-NAMED = re.compile(r"# (\w+\.py)\n")  # the first line of a program that is a file
+NAMED = re.compile(r"# (\w+\.(?:py|yaml))\n")  # the first line of what is a file
 FENCE = re.compile(r"^\s*```(\w*)\s*$")
 TESTED = ("bash", "python", "yaml")
 SCRIPT = re.compile(r"^\s*(for|while|if|cd|export|\w+=)", re.MULTILINE)
@@ -89,18 +89,20 @@ class Runner:
         return text
 
     def _python(self, block: Block, text: str) -> None:
-        named = NAMED.match(text)
-        script = self.folder / (named[1] if named else f"{block.file.stem}_{block.line}.py")
-        script.write_text(text, encoding="utf-8")
+        script = self._file(block, text, "py")
         with mock.patch.object(sys, "argv", [str(script)]):
             runpy.run_path(str(script), run_name="__main__")
 
     def _yaml(self, block: Block, text: str) -> None:
         from lm_core import LmConfig
 
-        path = self.folder / f"{block.file.stem}_{block.line}.yaml"
+        LmConfig(self._file(block, text, "yaml"))
+
+    def _file(self, block: Block, text: str, ending: str) -> Path:
+        named = NAMED.match(text)
+        path = self.folder / (named[1] if named else f"{block.file.stem}_{block.line}.{ending}")
         path.write_text(text, encoding="utf-8")
-        LmConfig(path)
+        return path
 
     def _command(self, command: str) -> None:
         from lm_core.cli import main

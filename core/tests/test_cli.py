@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -239,6 +240,16 @@ def test_models(spec, capsys):
     assert cli.main(["models"]) == 0
     out = capsys.readouterr().out
     assert "toy_big" in out and "1.23M parameters" in out and "runs: toy, toy_big" in out
+
+
+def test_models_stand_in_columns(spec, capsys, monkeypatch):
+    longest = "toy_with_a_very_long_name"
+    more = replace(spec, presets={**spec.presets, longest: ToyConfig(num_layers=2)})
+    monkeypatch.setattr(registry, "installed", lambda: {"toy": more})
+    assert cli.main(["models"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if " parameters " in line]
+    assert len({row.index(" parameters ") for row in rows}) == 1
+    assert any(row.startswith(f"  {longest} ") for row in rows)
 
 
 def test_version(capsys):

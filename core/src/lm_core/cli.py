@@ -282,10 +282,11 @@ def _models() -> int:
 
     for name, spec in installed().items():
         print(f"{name}  (lm-{name} {machine.version(f'lm-{name}') or 'no distribution'})")
+        width = max(map(len, spec.presets))
         for preset, config in spec.presets.items():
             count = _count(config.parameter_count())
             print(
-                f"  {preset:<16}{count:>7} parameters  "
+                f"  {preset:<{width}}{count:>7} parameters  "
                 f"{config.num_layers} layers x {config.hidden_size}, "
                 f"{config.num_heads} heads, {config.seq_length} tokens"
             )

@@ -20,12 +20,16 @@ SHORT_KEYS: dict[str, KeyPath] = {
         key: ("model", "model_config", key)
         for key in (
             "use_past",
+            "pretrain_seqlen",
+            "extend_method",
+            "offset",
             "use_moe",
             "expert_num",
             "per_token_num_experts_chosen",
             "checkpoint_name_or_path",
             "repetition_penalty",
             "max_decode_length",
+            "max_new_tokens",
             "top_k",
             "top_p",
             "do_sample",

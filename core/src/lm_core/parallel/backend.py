@@ -70,7 +70,7 @@ def join() -> tuple[int, int]:
     if job_size() == 1:
         raise ConfigError(
             "use_parallel: True needs several processes and this one is alone; start them with "
-            "launch.sh (NPROC=4 bash packages/gpt2/launch.sh ...) or msrun, or set use_parallel: "
+            "launch.sh (NPROC=4 bash packages/MODEL/launch.sh ...) or msrun, or set use_parallel: "
             "False"
         )
     setup(_own_device())
