@@ -9,8 +9,9 @@ from mindspore import Tensor, nn
 
 from lm_core.errors import ConfigError
 from lm_core.nn import block_sizes, blockwise
-from lm_core.nn.attention import CausalAttention, CausalSelfAttention
+from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.blockwise import BlockwiseAttention
+from lm_core.nn.causal import CausalAttention
 from lm_core.nn.dropout import Dropout
 from lm_core.parallel.context import ParallelContext
 
