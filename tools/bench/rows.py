@@ -126,6 +126,21 @@ ROWS = {
         "8 layers of 512, 8 x 256, recomputed", 8, recompute=True, preset="gpt2_tiny",
         vocab_size=16000, hidden_size=512, num_layers=8, num_heads=8, seq_length=256,
     ),
+    "plan_llama": _planned(
+        "Llama, 12 layers of 768 with 4 heads of keys, 4 x 256", 4, preset="llama_tiny",
+        vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, n_kv_heads=4,
+        intermediate_size=2048, seq_length=256,
+    ),
+    "plan_llama_blocks": _planned(
+        "Llama, 6 layers of 512, attention in blocks, 2 x 2048", 2, preset="llama_tiny",
+        vocab_size=1000, hidden_size=512, num_layers=6, num_heads=8, n_kv_heads=8,
+        intermediate_size=1408, seq_length=2048, use_flash_attention=True,
+    ),
+    "plan_llama_recomputed": _planned(
+        "Llama, 4 layers of 512, 32 x 128, recomputed", 32, recompute=True, preset="llama_tiny",
+        vocab_size=1000, hidden_size=512, num_layers=4, num_heads=8, n_kv_heads=8,
+        intermediate_size=1408, seq_length=128,
+    ),
     "tp2_step": Row(
         "training step of 17M, 8 x 128 tokens, layers over two processes", "s", "several",
         {"degrees": {"model_parallel": 2}}, higher=False,
