@@ -44,6 +44,7 @@ def sizes(layers, hidden, heads, length, words, **more) -> dict:
 
 
 RECOMPUTED = {"recompute_config": {"recompute": True}}
+BLOCKS = {"attention_dropout_rate": 0.0, "use_flash_attention": True}
 ACCUMULATED = {"runner": {"gradient_accumulation_steps": 2}}
 RECORDED = [
     (653, 1, sizes(2, 64, 4, 64, 500), {}),
@@ -72,6 +73,8 @@ RECORDED = [
     (2156, 1, sizes(12, 512, 4, 32, 500), ACCUMULATED),
     (980, 16, sizes(2, 256, 4, 256, 1000, **OFF), ACCUMULATED),
     (1809, 4, sizes(2, 256, 4, 256, 50257), ACCUMULATED),
+    (1810, 4, sizes(4, 256, 4, 1024, 1000, **{**OFF, **BLOCKS}), {}),
+    (4395, 16, sizes(4, 512, 8, 512, 1000, **BLOCKS), {}),
 ]
 
 
