@@ -115,7 +115,8 @@ def machine() -> str:
 def measured(results: dict[str, dict[str, Any]]) -> str:
     """The generated part."""
     versions = {k: v for row in results.values() for k, v in row["versions"].items()}
-    rounds = max(len(row["values"]["lm"]) for row in results.values())
+    counts = {len(row["values"]["lm"]) for row in results.values()} - {1} or {1}
+    rounds = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
     return (
         f"Measured on {datetime.date.today()}, {machine()}, 2 threads for everybody; "
         f"{'; '.join(versions.values())}.\n\n"
