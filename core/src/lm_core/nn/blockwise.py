@@ -154,6 +154,9 @@ class _Blocks(nn.Cell):
     ) -> Tensor:
         """q: [n, B * G, R * size, D]; k, v: [B * G, K, D]. Returns the shape of q."""
         count = q.shape[0]
+        if count == 1:  # each loop keeps buffers of its own
+            p = self.probabilities(q[0], k, Tensor(start, ms.int32), segments)
+            return ops.expand_dims(self.product(p, v), 0)
         found = _zeros(q)
         number = Tensor(0, ms.int32)
         while number < count:
@@ -216,18 +219,44 @@ class _Blocks(nn.Cell):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """d_mixed: [n, B * G, R * size, D + 1]; v1: [B * G, K, D + 1]. Gradients of q, k and v."""
         count = q.shape[0]
+        if count == 1:
+            d_row, d_k, d_v = self.backward_block(
+                q[0], d_mixed[0], k, v1, Tensor(start, ms.int32), segments
+            )
+            return ops.expand_dims(d_row, 0), d_k, d_v
         d_q, d_k, d_v = _zeros(q), _zeros(k), _zeros(k)
         number = Tensor(0, ms.int32)
         while number < count:
-            own, d_own = ops.gather(q, number, 0), ops.gather(d_mixed, number, 0)
-            p = self.probabilities(own, k, start + number * size, segments)
-            d_scores = p * self.product_bt(d_own, v1)
-            d_row = ops.expand_dims(self.product(d_scores, k), 0)
-            d_q = self.update(d_q, number.reshape((1, 1)), d_row)
-            d_k = d_k + self.product_at(d_scores, own)
-            d_v = d_v + self.product_at(p, d_own[:, :, :-1])
+            d_row, more_k, more_v = self.backward_block(
+                ops.gather(q, number, 0),
+                ops.gather(d_mixed, number, 0),
+                k,
+                v1,
+                start + number * size,
+                segments,
+            )
+            d_q = self.update(d_q, number.reshape((1, 1)), ops.expand_dims(d_row, 0))
+            d_k, d_v = d_k + more_k, d_v + more_v
             number = number + 1
         return d_q, d_k, d_v
+
+    def backward_block(
+        self,
+        q: Tensor,
+        d_mixed: Tensor,
+        k: Tensor,
+        v1: Tensor,
+        first: Tensor,
+        segments: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q: [B * G, R * size, D]; first: position of the first query. Gradients of q, k and v."""
+        p = self.probabilities(q, k, first, segments)
+        d_scores = p * self.product_bt(d_mixed, v1)
+        return (
+            self.product(d_scores, k),
+            self.product_at(d_scores, q),
+            self.product_at(p, d_mixed[:, :, :-1]),
+        )
 
 
 class BlockwiseAttention(_Blocks):
