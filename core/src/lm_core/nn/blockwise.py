@@ -47,6 +47,8 @@ class _Blocks(nn.Cell):
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.product_at = ops.BatchMatMul(transpose_a=True)
         self.add_mask = ops.BiasAdd()
+        self.on_cpu = backend.on_cpu()
+        self.spread, self.clamp = ops.MatMul(), ops.ReLU6()
         self.row_sum = ops.ReduceSum(keep_dims=True)
         self.gather = ops.Gather()
         self.update = ops.TensorScatterUpdate()
@@ -102,12 +104,10 @@ class _Blocks(nn.Cell):
         groups, queries, _ = q.shape
         keys = k.shape[1]
         size = queries * self.kv_heads // self.heads
-        rows = Tensor(np.arange(size, dtype=np.int32).reshape(size, 1)) + first
-        hidden = Tensor(np.arange(keys, dtype=np.int32).reshape(1, keys)) > rows
         scores = self.product_bt(q, k).astype(self.softmax_type)
         scores = self.add_mask(
             scores.reshape((groups * queries // size, size * keys)),
-            (hidden.astype(self.softmax_type) * MASKED).reshape((-1,)),
+            self.mask(size, keys, first).astype(self.softmax_type).reshape((-1,)),
         )
         if len(segments) == 1:
             batch = segments[0].shape[0]
@@ -115,6 +115,19 @@ class _Blocks(nn.Cell):
             own = ops.gather(blocks, ops.FloorDiv()(first, Tensor(size, ms.int32)), 1)
             scores = documents_apart(scores, own, segments[0][:, :keys])
         return self.softmax(scores.reshape((groups, queries, keys))).astype(q.dtype)
+
+    def mask(self, size: int, keys: int, first: Tensor) -> Tensor:
+        """float32 [size, K]: MASKED where a key is behind its query, else 0."""
+        rows = Tensor(np.arange(size, dtype=np.int32).reshape(size, 1)) + first
+        columns = np.arange(keys, dtype=np.int32).reshape(1, keys)
+        if not self.on_cpu:
+            return (Tensor(columns) > rows).astype(ms.float32) * MASKED
+        # How far ahead a key is, as a product: sums of a column and a row keep much memory. All
+        # are whole numbers that float32 has, and 6 at least is 6.
+        left = ops.concat((-rows.astype(ms.float32), ops.ones((size, 1), ms.float32)), 1)
+        right = np.concatenate([np.ones_like(columns), columns]).astype(np.float32)
+        ahead = self.spread(left, Tensor(right))
+        return self.clamp(ahead * 6.0) * (MASKED / 6.0)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Tensor, ...]) -> Tensor:
         """Attends.
