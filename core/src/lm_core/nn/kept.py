@@ -17,11 +17,9 @@ one block works in p + 2 f, and 4 h more where positions rotate. Their tables ar
 blocks, 2 h + 2 g.
 
 Attention in blocks (`lm_core.nn.blockwise`) keeps no p, but with a plain feed-forward layer 8 h
-more. It works in 9 times the probabilities of a block, outside of training in 5 times. Its masks
-are found by comparing a column with a row, for which MindSpore keeps 16 bytes for each element of
-the result on a CPU, for each band of every pass of every layer. Of the mask of a layer whose
-attention is in one piece there are three, 12 S^2 bytes. One case took half as much again as this
-says: a Llama of four layers of 512 with 16 x 512 tokens in blocks, 4.6 GB.
+more. It works in 9 times the probabilities of a block (6 where bands are no loops), outside of
+training in 5 times. Of the
+mask of a layer whose attention is in one piece there are three, 12 S^2 bytes.
 
 Of several ranks each holds its heads and feed-forward columns: of what a block keeps, all but 4 h
 (inputs of norms and of the products behind them) are split, of what is kept by recomputing all but
@@ -61,8 +59,8 @@ _KEPT = {
     (True, False): _Counts(4, 4, 3, 3), (True, True): _Counts(1, 4, 1, 2),
 }  # fmt: skip
 """(gated, recomputed) -> what a block keeps."""
-_AT_ONCE = {False: 5, True: 9}
-"""Whether it trains -> probabilities, and what they are computed from, of a block of queries."""
+_AT_ONCE = {(False, True): 5, (True, True): 9, (False, False): 5, (True, False): 6}
+"""(trains, bands are loops) -> probabilities, and what they are computed from, of a block."""
 
 
 class Layers:
@@ -100,7 +98,8 @@ class Layers:
         asked, dropped = config.use_flash_attention, self.drops_scores
         if block_sizes.are_read(length, asked=asked, dropped=dropped, trains=trains):
             self.queries = block_sizes.size(length, heads)
-            self.scores = _AT_ONCE[trains] * width * heads * length * self.queries
+            loops = length > block_sizes.BANDS * self.queries
+            self.scores = _AT_ONCE[trains, loops] * width * heads * length * self.queries
 
     @property
     def passes(self) -> int:
@@ -109,18 +108,13 @@ class Layers:
 
     @property
     def bands(self) -> int:
-        """Loops over blocks in a pass of a layer; 0: attention is in one piece."""
+        """Bands of blocks in a pass of a layer; 0: attention is in one piece."""
         return len(block_sizes.bands(self.length, self.queries)) if self.queries else 0
 
     @property
     def masks(self) -> float:
         """Bytes of the constants of a layer: of a mask of all pairs there are three."""
-        if not self.queries:
-            return 3 * 4 * self.length**2
-        if not self.on_cpu:
-            return 0
-        ends = sum(end for _, end in block_sizes.bands(self.length, self.queries))
-        return 16 * self.passes * self.queries * ends
+        return 0 if self.queries else 3 * 4 * self.length**2
 
     def kept(self, layers: int) -> float:
         """Bytes of a training step at its fullest, when the last block's gradient is computed."""

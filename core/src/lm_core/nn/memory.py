@@ -15,7 +15,7 @@ adds a buffer for each gradient, and the graph that applies them reads copies.
 
 A process without a model takes 435 MB once MindSpore is loaded, and compiling a training step
 takes memory that is not given back: about 100 MB, and for each block about 40 MB, 18 MB more with
-dropout, and 7 MB for each loop of attention in blocks; and causal masks are constants. On an Ascend
+dropout, and 7 MB for each band of attention in blocks; and causal masks are constants. On an Ascend
 card, programs are the host's and not counted.
 
 The constants were fitted to processes of 1 to 48 blocks on the CPU back end, in which activations
@@ -65,8 +65,8 @@ _DROPOUT = {False: 18 * MB, True: 34 * MB}
 """recomputed -> what dropout adds to that."""
 _ADAPTER = 9 * MB
 """What dropout in one adapter adds."""
-_LOOP = {False: 7 * MB, True: 9 * MB}
-"""recomputed -> what each loop of attention in blocks adds."""
+_BAND = {False: 7 * MB, True: 9 * MB}
+"""recomputed -> what each band of attention in blocks adds."""
 _LAYER = re.compile(r"layers\.\d+\.")
 
 
@@ -154,7 +154,7 @@ def _program(run: RunConfig, layers: Layers, count: int, chosen: Collection[str]
     if not layers.on_cpu:
         return constants
     block = _BLOCK[layers.gated, layers.recomputed] + layers.drops * _DROPOUT[layers.recomputed]
-    block += layers.passes * layers.bands * _LOOP[layers.recomputed]
+    block += layers.passes * layers.bands * _BAND[layers.recomputed]
     pet = run.model.config.pet_config
     dropped = pet is not None and pet.lora_dropout > 0.0
     adapters = dropped * sum(name.endswith(".lora_a") for name in chosen)
