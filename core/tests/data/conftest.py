@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+from outside import DATA
 
 from lm_core.data.mindrecord import RecordWriter
 from lm_core.tokenizer.base import Tokenizer
@@ -72,7 +71,7 @@ def pieces():
 @pytest.fixture(scope="session")
 def llama_pieces():
     """The published vocabulary of Llama."""
-    path = Path(os.environ.get("LM_TEST_DATA", "/nowhere")) / "llama" / "tokenizer.model"
+    path = DATA / "llama" / "tokenizer.model"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
     return Pieces(path.read_bytes())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
+from outside import DATA
 
 from lm_core.data.humaneval import Problem, cut, read_problems
 from lm_core.errors import DataError
@@ -105,13 +104,15 @@ def test_problems_keep_their_order_and_come_once(tmp_path):
         read_problems(path)
 
 
-@pytest.mark.skipif("LM_TEST_DATA" not in os.environ, reason="needs LM_TEST_DATA")
+PROBLEMS = DATA / "humaneval" / "HumanEval.jsonl.gz"
+
+
+@pytest.mark.skipif(not PROBLEMS.is_file(), reason=f"{PROBLEMS} is not here")
 def test_canonical_solutions_are_not_cut():
-    folder = Path(os.environ["LM_TEST_DATA"]) / "humaneval"
     from lm_core.data import jsonlines
 
-    problems = read_problems(folder / "HumanEval.jsonl.gz")
-    solutions = jsonlines.read(folder / "HumanEval.jsonl.gz", ["canonical_solution"])
+    problems = read_problems(PROBLEMS)
+    solutions = jsonlines.read(PROBLEMS, ["canonical_solution"])
     assert len(problems) == 164
     for problem, record in zip(problems.values(), solutions, strict=True):
         solution = record["canonical_solution"]

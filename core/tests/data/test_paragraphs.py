@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from argparse import ArgumentParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from outside import DATA
 
 from lm_core.data import paragraphs as module
 from lm_core.data.paragraphs import PARAGRAPHS
@@ -134,7 +133,7 @@ def cleaned_whole(text):
 
 @pytest.mark.parity
 def test_paragraphs_are_those_of_the_original(pieces):
-    path = Path(os.environ.get("LM_TEST_DATA", "/nowhere")) / "wikitext2" / "wiki.valid.tokens"
+    path = DATA / "wikitext2" / "wiki.valid.tokens"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
     text = cleaned_whole(path.read_text(encoding="utf-8"))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from outside import DATA
 
 from lm_core.data import txtcls as module
 from lm_core.data.txtcls import COLUMNS, TXTCLS, dataset_name
 from lm_core.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[3]
-DATA = Path(os.environ.get("LM_TEST_DATA", ROOT / ".." / "shared" / "data"))
 END = "<|endoftext|>"
 
 

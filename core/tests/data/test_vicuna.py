@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from outside import DATA
 
 from lm_core.data.dialogues import Dialogue, parse_dialogue
 from lm_core.data.instruct import fit
@@ -19,7 +18,7 @@ from lm_core.errors import DataError
 from lm_core.tokenizer.bpe import ByteLevelBpe, train_bpe
 from lm_core.tokenizer.byte_level import symbol_bytes
 
-CONVERSATIONS = Path(os.environ.get("LM_TEST_DATA", "/nowhere")) / "alpaca"
+CONVERSATIONS = DATA / "alpaca"
 BITS = [
     "USER:", "ASSISTANT:", " ASSISTANT: ", "ASSISTANT:</s>", "</s>", "<s>", "<unk>", "<0x0A>",
     " ", "   ", "\n", "\n\n", "\t", "\r\n", "word", " lobster", "a", ".", "-100", "\u4f60\u597d",

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+from outside import DATA
 
 from lm_core.data import jsonlines
 from lm_core.data.humaneval import read_problems
 from lm_core.sandbox import runner
 from lm_core.sandbox.jail import Limits
 
+PROBLEMS = DATA / "humaneval" / "HumanEval.jsonl.gz"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("LM_TEST_DATA" not in os.environ, reason="needs LM_TEST_DATA"),
+    pytest.mark.skipif(not PROBLEMS.is_file(), reason=f"{PROBLEMS} is not here"),
 ]
 LIMITS = Limits(seconds=20, wall_seconds=100.0)
 
 
 @pytest.fixture(scope="module")
 def file() -> Path:
-    return Path(os.environ["LM_TEST_DATA"]) / "humaneval" / "HumanEval.jsonl.gz"
+    return PROBLEMS
 
 
 def results(file: Path, completions: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from outside import DATA
 
 from lm_core.cli import run_verb
 from lm_core.data.alpaca import ALPACA, alpaca_prompt
@@ -19,7 +19,6 @@ from lm_core.data.pipeline import RecordDataset
 from lm_core.data.vicuna import QA
 from lm_core.tokenizer.bpe import ByteLevelBpe, train_bpe
 
-DATA = Path(os.environ.get("LM_TEST_DATA", "/nowhere"))
 TEXT = "USER: Who are you? ASSISTANT: I am a lobster, a language model of the cold water.\n"
 
 
@@ -157,7 +156,7 @@ def test_several_processes_write_the_same(vocabulary, tmp_path):
     for number in (1, 2):
         output = tmp_path / str(number) / "x.mindrecord"
         code = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
             "from test_preprocess import SPEC\n"
             "from lm_core.cli import run_verb\n"
             "if __name__ == '__main__':\n"

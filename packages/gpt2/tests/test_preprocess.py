@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from outside import DATA
 
 from lm_core.data.pipeline import RecordDataset
 from lm_core.data.wikitext import clean
 from lm_core.tokenizer.bpe import train_bpe
 from lm_gpt2.tokenizer import Gpt2Tokenizer, load
 
-ROOT = Path(__file__).resolve().parents[3]
-DATA = Path(os.environ.get("LM_TEST_DATA", ROOT / ".." / "shared" / "data"))
 WIKITEXT = DATA / "wikitext2" / "wiki.valid.tokens"
 needs_data = pytest.mark.skipif(not WIKITEXT.is_file(), reason=f"{WIKITEXT} is not here")
 PARAGRAPH = " The lobster , of course , lives in 12 @,@ 000 ponds ; isn 't it cold ? \n"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from outside import DATA
 
 from lm_core.errors import TokenizerError
 from lm_core.tokenizer.bpe import train_bpe
 from lm_gpt2.tokenizer import END_OF_TEXT, Gpt2Tokenizer, load
 
-ROOT = Path(__file__).resolve().parents[3]
-DATA = Path(os.environ.get("LM_TEST_DATA", ROOT / ".." / "shared" / "data"))
 VOCABULARY = DATA / "gpt2"
 VECTORS = json.loads((Path(__file__).parent / "tokenizer_vectors.json").read_text())["cases"]
 needs_vocabulary = pytest.mark.skipif(not VOCABULARY.is_dir(), reason=f"{VOCABULARY} is not here")

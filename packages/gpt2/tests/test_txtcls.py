@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outside import DATA
 
 from lm_core import AutoModel, LmConfig, Trainer
 from lm_core.cli import main
@@ -287,11 +288,7 @@ def test_records_that_do_not_fit(make, data, labelled, tmp_path, caplog):
 @pytest.mark.slow
 def test_it_learns_the_sentiment_of_reviews(tmp_path):
     """From random weights, on a part of SST-2, judged by all of dev.tsv (51 % are positive)."""
-    folder = Path(
-        os.environ.get(
-            "LM_TEST_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
-        )
-    )
+    folder = DATA
     if not (folder / "sst2" / "train.tsv").is_file():
         pytest.skip(f"{folder}/sst2 is not here")
     for name in ("train", "dev"):

@@ -7,16 +7,14 @@ Llama-2-7b-chat renders. (Tokenizers that read that text whole lack the space be
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from outside import DATA
 
 from lm_core.errors import TokenizerError
 from lm_llama import chat_format
 from lm_llama.tokenizer import LlamaTokenizer
 
-MODEL = Path(os.environ.get("LM_TEST_DATA", "../shared/data")) / "llama" / "tokenizer.model"
+MODEL = DATA / "llama" / "tokenizer.model"
 
 
 def messages(*texts: str, system: str | None = None) -> list[dict[str, str]]:
@@ -73,7 +71,7 @@ def test_text(given, text):
 @pytest.mark.parametrize("number", range(len(VECTORS)))
 def test_ids(number):
     if not MODEL.exists():
-        pytest.skip("needs Llama 2's tokenizer.model in LM_TEST_DATA")
+        pytest.skip(f"{MODEL} is not here")
     tokenizer = LlamaTokenizer.from_pretrained(MODEL.parent)
     assert tokenizer.apply_chat_template(CASES[number][0]) == VECTORS[number]
 

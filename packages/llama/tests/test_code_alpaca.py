@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from outside import DATA
 
 from lm_core.cli import run_verb
 from lm_core.data.pipeline import RecordDataset
@@ -17,10 +16,10 @@ from lm_core.generation.config import GenerationConfig
 from lm_llama import SPEC
 from lm_llama.tokenizer import load
 
-DATA = Path(os.environ.get("LM_TEST_DATA", "/nowhere")) / "code_alpaca" / "code_alpaca_2k.json"
+RECORDED = DATA / "code_alpaca" / "code_alpaca_2k.json"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not DATA.is_file(), reason=f"{DATA} is not here"),
+    pytest.mark.skipif(not RECORDED.is_file(), reason=f"{RECORDED} is not here"),
 ]
 LENGTH, RECORDS = 256, 24
 
@@ -36,7 +35,7 @@ def records(tmp_path_factory):
     from sentencepiece import SentencePieceTrainer
 
     folder = tmp_path_factory.mktemp("code")
-    given = json.loads(DATA.read_text(encoding="utf-8"))
+    given = json.loads(RECORDED.read_text(encoding="utf-8"))
     given.sort(key=lambda one: len(one["instruction"] + one["input"] + one["output"]))
     (folder / "given.json").write_text(json.dumps(given[:RECORDS]))
     run(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from outside import DATA
 
 from lm_core.cli import run_verb
 from lm_core.data.pipeline import RecordDataset
@@ -17,7 +16,6 @@ from lm_core.testing import tiny
 from lm_llama import SPEC
 from lm_llama.tokenizer import load  # noqa: E402
 
-DATA = Path(os.environ.get("LM_TEST_DATA", "/nowhere"))
 needs_data = pytest.mark.skipif(not (DATA / "llama").is_dir(), reason=f"{DATA} is not here")
 QUESTIONS = [
     {"instruction": "Name a fox.", "input": "", "output": "The red fox."},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from outside import DATA
 from sentencepiece import SentencePieceProcessor
 
 from lm_core import AutoTokenizer
@@ -17,8 +17,6 @@ from lm_core.tokenizer.sentencepiece import SPACE
 from lm_core.tokenizer.sentencepiece_model import with_pieces
 from lm_llama.tokenizer import LlamaTokenizer, load
 
-ROOT = Path(__file__).resolve().parents[3]
-DATA = Path(os.environ.get("LM_TEST_DATA", ROOT / ".." / "shared" / "data"))
 VOCABULARY = DATA / "llama"
 VECTORS = json.loads((Path(__file__).parent / "tokenizer_vectors.json").read_text())
 CASES, INFILL = VECTORS["cases"], VECTORS["infill"]
