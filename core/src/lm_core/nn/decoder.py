@@ -10,8 +10,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from lm_core.nn import init
 from lm_core.nn.blockwise import MASKED
 from lm_core.nn.dropout import Dropout, dropout_key
+from lm_core.nn.embedding import Head, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.network import DROPOUT_STATE, Network
 from lm_core.nn.norm import LayerNorm
 from lm_core.parallel.context import ParallelContext
@@ -105,16 +107,23 @@ class Block(nn.Cell):
 
 
 class CausalLM(Network):
-    """Base of all models. A subclass builds its layers and gives `embed` and `logits`.
+    """Base of all models.
+
+    A subclass builds its layers between `build_table` and `build_end`, in the order in which the
+    parameters are to stand, and gives `embed`.
 
     Attributes:
         config: the architecture, with the generation defaults.
         context: the place of this process.
+        embedding: the table of tokens; the first stage has it, and the last where it is the head.
+        head: the output head; the last stage of a language model has it, unless it is tied.
         layers: the blocks of this stage.
         norm: the last normalisation; the last stage has it.
         rotary: the angles of positions (lm_core.nn.rope.Rotary); None where positions are learned.
     """
 
+    embedding: VocabParallelEmbedding | TiedEmbedding
+    head: Head
     layers: nn.CellList
     norm: nn.Cell
     rotary: nn.Cell | None
@@ -122,10 +131,40 @@ class CausalLM(Network):
     def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
         super().__init__(config, context)
         self.rotary = None
+        self.ties_words = bool(getattr(config, "tie_word_embeddings", False))
         self.dropout_state = Parameter(
             Tensor(np.zeros(3, np.int32)), name=DROPOUT_STATE, requires_grad=False
         )
         self._graphs: dict[str, Callable[..., Tensor]] = {}
+
+    def build_table(self) -> None:
+        """The table of tokens, if this stage reads them or it is the head of this stage."""
+        config, context = self.config, self.context
+        if context.is_first_stage or (self.is_tied and context.is_last_stage):
+            table = TiedEmbedding if self.ties_words else VocabParallelEmbedding
+            self.embedding = table(config.vocab_size, config.hidden_size, context, **self._table)
+
+    def build_end(self, norm: Callable[[], nn.Cell]) -> None:
+        """The last norm and the head, if this is the last stage; then initial values (seed 0).
+
+        Args:
+            norm: makes the norm.
+        """
+        config, context = self.config, self.context
+        if context.is_last_stage:
+            self.norm = norm()
+            if not (config.is_classifier or self.ties_words):
+                self.head = Head(config.hidden_size, config.vocab_size, context, **self._table)
+        if not init.skip_initial_values():
+            self.initialize(0)
+
+    @property
+    def _table(self) -> dict[str, Any]:
+        return {"std": self.config.initializer_range, "dtype": self.config.param_init_type}
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x: [T, H]. Returns [T, V], or this rank's part of V."""
+        return self.embedding.logits(x) if self.ties_words else self.head(x)
 
     def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
         """ids, positions: int32 [T]. Returns the input of the first block, [T, H]."""

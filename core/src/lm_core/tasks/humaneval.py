@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SAMPLES, SETTINGS = "samples.jsonl", "samples.settings.json"
 RESULTS = "_results.jsonl"
 """Added to the whole name of the samples' file, as the original program does."""
+_FIRST_COLUMN = re.compile(r"\n\S")
 _WALL = 3
 """Wall-clock seconds for each second of the processor: others use this machine, too."""
 _EPILOG = """\
@@ -278,7 +280,8 @@ def _encoded(
 
 def _is_whole(generator: TextGenerationPipeline, answer: Any) -> bool:
     text = generator.decode(answer)
-    return cut("", text) != text
+    # Asked after every token: only a line that begins in the first column can be an end.
+    return _FIRST_COLUMN.search(text) is not None and cut("", text) != text
 
 
 def _completion(

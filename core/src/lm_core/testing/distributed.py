@@ -131,7 +131,7 @@ class ParallelContract:
     def test_several_processes_are_one(
         self, name: str, job: dict[str, list[Found]], alone: dict[str, Found]
     ) -> None:
-        """Three steps with clipping and dropout, then answers: greedy, drawn, and by beams."""
+        """Five steps with clipping and dropout, then answers: greedy, drawn, and by beams."""
         case = self.case(name)
         expected, partition = self.reference(alone, case), self.partition(case)
         for rank, one in enumerate(job[name]):

@@ -40,7 +40,7 @@ GRAPHS = "graphs"
 """The folder of a job where MindSpore writes compiled graphs down."""
 ROWS = 8
 """Records of a step, over all ranks."""
-STEPS = 3
+STEPS = 5
 
 
 @dataclass(frozen=True)

@@ -194,24 +194,27 @@ def build(
     )
     if resume is not None:
         _resume(state, resume, schedule)
-    rows = data.batch_size // data.dp_size
-    steps, epochs = _evaluation_intervals(run) if evaluation is not None else (None, None)
-    plan = Plan(
-        total_steps=total,
-        rows=rows,
-        eval_steps=steps,
-        eval_epochs=epochs,
-        skip_nonfinite=run.runner_wrapper.nan_policy == "skip",
-        nonfinite=log_folder(run, context.rank) / nonfinite.FILE,
-        unit=task.unit,
-    )
     return TrainLoop(
         state,
         schedule,
-        plan,
+        _plan(run, state, total, task.unit, evaluates=evaluation is not None),
         task.prepare,
         _callbacks(run, resume, context.rank),
         None if evaluation is None else evaluator(run, model, evaluation),
+    )
+
+
+def _plan(run: RunConfig, state: TrainState, total: int, unit: str, *, evaluates: bool) -> Plan:
+    """How far to train, and what happens on the way."""
+    steps, epochs = _evaluation_intervals(run) if evaluates else (None, None)
+    return Plan(
+        total_steps=total,
+        rows=state.data.batch_size // state.data.dp_size,
+        eval_steps=steps,
+        eval_epochs=epochs,
+        skip_nonfinite=run.runner_wrapper.nan_policy == "skip",
+        nonfinite=log_folder(run, state.model.context.rank) / nonfinite.FILE,
+        unit=unit,
     )
 
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from mindspore import Tensor
 
-from lm_core.nn import init
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, CausalLM, stage_layers
 from lm_core.nn.dropout import Dropout
-from lm_core.nn.embedding import Embedding, Head, TiedEmbedding, VocabParallelEmbedding
+from lm_core.nn.embedding import Embedding
 from lm_core.nn.mlp import Mlp
 from lm_core.nn.norm import LayerNorm
 
@@ -65,27 +64,18 @@ class Gpt2(CausalLM):
 
     def __init__(self, config: Gpt2Config, context: ParallelContext) -> None:
         super().__init__(config, context)
-        std, dtype, hidden = config.initializer_range, config.param_init_type, config.hidden_size
-        self.tied = config.tie_word_embeddings
-        has_head = not config.is_classifier and context.is_last_stage
-        if context.is_first_stage or (self.tied and has_head):
-            table = TiedEmbedding if self.tied else VocabParallelEmbedding
-            self.embedding = table(config.vocab_size, hidden, context, std=std, dtype=dtype)
+        self.build_table()
         if context.is_first_stage:
-            self.position_embedding = Embedding(config.positions, hidden, std=std, dtype=dtype)
+            self.position_embedding = Embedding(
+                config.positions,
+                config.hidden_size,
+                std=config.initializer_range,
+                dtype=config.param_init_type,
+            )
             self.embedding_dropout = Dropout(config.embedding_dropout_prob, 0)
         self.layers = stage_layers(config, context, partial(_block, config, context))
-        if context.is_last_stage:
-            self.norm = LayerNorm(hidden, config.layernorm_epsilon)
-        if has_head and not self.tied:
-            self.head = Head(hidden, config.vocab_size, context, std=std, dtype=dtype)
-        if not init.skip_initial_values():
-            self.initialize(0)
+        self.build_end(partial(LayerNorm, config.hidden_size, config.layernorm_epsilon))
 
     def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
         """ids, positions: int32 [T]. Returns [T, H]."""
         return self.embedding_dropout(self.embedding(ids) + self.position_embedding(positions), key)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """x: [T, H]. Returns [T, V]."""
-        return self.embedding.logits(x) if self.tied else self.head(x)

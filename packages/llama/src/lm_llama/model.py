@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 from mindspore import Tensor
 
-from lm_core.nn import init
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, CausalLM, stage_layers
-from lm_core.nn.embedding import Head, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.mlp import GatedMlp
 from lm_core.nn.norm import RmsNorm
 from lm_core.nn.rope import Rotary, Rotate
@@ -57,25 +55,11 @@ class Llama(CausalLM):
 
     def __init__(self, config: LlamaConfig, context: ParallelContext) -> None:
         super().__init__(config, context)
-        std, dtype, hidden = config.initializer_range, config.param_init_type, config.hidden_size
-        self.tied = config.tie_word_embeddings
-        has_head = not config.is_classifier and context.is_last_stage
-        if context.is_first_stage or (self.tied and has_head):
-            table = TiedEmbedding if self.tied else VocabParallelEmbedding
-            self.embedding = table(config.vocab_size, hidden, context, std=std, dtype=dtype)
+        self.build_table()
         self.rotary = Rotary(config.head_dim, config.theta, config.rope, config.trained_positions)
         self.layers = stage_layers(config, context, partial(_block, config, context))
-        if context.is_last_stage:
-            self.norm = RmsNorm(hidden, config.rms_norm_eps)
-        if has_head and not self.tied:
-            self.head = Head(hidden, config.vocab_size, context, std=std, dtype=dtype)
-        if not init.skip_initial_values():
-            self.initialize(0)
+        self.build_end(partial(RmsNorm, config.hidden_size, config.rms_norm_eps))
 
     def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
         """ids: int32 [T]. Returns [T, H]."""
         return self.embedding(ids)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """x: [T, H]. Returns [T, V]."""
-        return self.embedding.logits(x) if self.tied else self.head(x)
