@@ -107,10 +107,11 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     Raises:
         ConfigError: every problem found.
     """
+    twice = _rename(layers, family.config_class)
     _take_texts(layers, family)
     places = _places(family)
     preset = _preset(layers, family)
-    found = _preset_problems(layers, family)
+    found = [*twice, *_preset_problems(layers, family)]
     config, wrong = _validate(family.config_class, _sizes(layers, family, preset), _SIZES, places)
     found += wrong
     # A stand-in lets the rest of the run be checked in the same pass when the sizes are wrong.
@@ -126,6 +127,20 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     run.set_origins(_flat_origins(layers, family, preset))
     checks.report_no_effect(run)
     return run
+
+
+def _rename(layers: Layers, config: type[ModelConfig]) -> list[Problem]:
+    """Gives sizes the names that the model's fields have; those that are given twice."""
+    given, found = _get(layers.values, *_SIZES), list[Problem]()
+    for key in [key for key in config.other_names if isinstance(given, dict) and key in given]:
+        old, new = (*_SIZES, key), (*_SIZES, config.other_names[key])
+        value = given.pop(key)
+        if given.setdefault(new[-1], value) != value:
+            found.append((old, f"is given, and so is {new[-1]}, which is the same; keep one"))
+        for kept in (layers.origins, layers.texts):
+            if old in kept:
+                kept.setdefault(new, kept[old])
+    return found
 
 
 def _get(values: Any, *path: str | int) -> Any:

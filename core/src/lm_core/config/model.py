@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lm_core.config.parallel import ParallelConfig
 from lm_core.config.section import (
@@ -65,6 +65,8 @@ class ModelConfig(Section):
 
     architectures: ClassVar[Mapping[str, str]] = {}
     """Names that `model.arch.type` may have -> the task they are for."""
+    other_names: ClassVar[Mapping[str, str]] = {}
+    """What run files of others call a field -> the field."""
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide nothing but shapes of weights, so wrong ones cannot go unnoticed."""
 
@@ -125,6 +127,19 @@ class ModelConfig(Section):
     use_prompt_flash_attention: Annotated[bool, NO_EFFECT] = False
     block_size: Annotated[Positive, NO_EFFECT] = 16
     num_blocks: Annotated[Positive, NO_EFFECT] = 512
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        return cls.renamed(values) if isinstance(values, Mapping) else values
+
+    @classmethod
+    def renamed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by the names of fields. Where a field is given twice, that is left as it is."""
+        return {
+            name if (name := cls.other_names.get(key, key)) == key or name not in values else key: v
+            for key, v in values.items()
+        }
 
     def model_post_init(self, context: Any, /) -> None:
         """Checks at construction what no single field shows."""

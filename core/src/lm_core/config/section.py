@@ -129,7 +129,8 @@ class OneOf:
 
 def key_names(section: type[BaseModel]) -> list[str]:
     """The keys of a section as users write them."""
-    return [field.alias or name for name, field in section.model_fields.items()]
+    own = [field.alias or name for name, field in section.model_fields.items()]
+    return [*own, *getattr(section, "other_names", ())]
 
 
 def suggest(key: str, known: Iterable[str]) -> str:

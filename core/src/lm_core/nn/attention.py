@@ -36,6 +36,7 @@ class CausalSelfAttention(nn.Cell):
         site: number of the Dropout.
         kv_heads: G over all ranks; None: as many as heads. Where there are more ranks than these,
             neighbours hold the same one.
+        head_dim: D; None: H / N.
         rotate: turns queries and keys by their positions.
         blockwise: never hold all probabilities at once (where no dropout forbids it).
         softmax_type: type of the softmax.
@@ -54,6 +55,7 @@ class CausalSelfAttention(nn.Cell):
         dropout: float,
         site: int,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
         rotate: nn.Cell | None = None,
         blockwise: bool = False,
         softmax_type: str = "float32",
@@ -62,7 +64,7 @@ class CausalSelfAttention(nn.Cell):
     ) -> None:
         super().__init__()
         self.heads = context.shard(heads, "heads")
-        self.head_dim = hidden // heads
+        self.head_dim = head_dim or hidden // heads
         shared = kv_heads or heads
         self.kv_heads = max(1, shared // context.model_parallel)
         self.scale = 1.0 / math.sqrt(self.head_dim)
@@ -73,12 +75,12 @@ class CausalSelfAttention(nn.Cell):
             "std": std,
         }
         columns = "attention columns"
-        self.q = ColumnParallelLinear(hidden, hidden, context, columns, **own)
+        self.q = ColumnParallelLinear(hidden, heads * self.head_dim, context, columns, **own)
         width = shared * self.head_dim
         self.k = ColumnParallelLinear(hidden, width, context, columns, groups=shared, **own)
         self.v = ColumnParallelLinear(hidden, width, context, columns, groups=shared, **own)
         self.out = RowParallelLinear(
-            hidden, hidden, context, "attention rows", std=out_std, **options
+            heads * self.head_dim, hidden, context, "attention rows", std=out_std, **options
         )
         self.rotate = rotate
         probabilities = Dropout(

@@ -80,7 +80,7 @@ class Rotary(nn.Cell):
     Args:
         head_dim: D.
         theta: base of the angles.
-        scaling: how positions are stretched.
+        scaling: how positions are stretched; None: not at all.
         trained: the length that the model was trained with.
         rotary_dim: the first numbers of each head, which rotate; None: all.
     """
@@ -89,13 +89,13 @@ class Rotary(nn.Cell):
         self,
         head_dim: int,
         theta: float,
-        scaling: RopeScaling,
+        scaling: RopeScaling | None,
         trained: int,
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()
         rotary = rotary_dim or head_dim
-        inverse, self.factor = inverse_frequencies(rotary, theta, scaling, trained)
+        inverse, self.factor = inverse_frequencies(rotary, theta, scaling or RopeScaling(), trained)
         # What does not rotate has angle 0: cosine 1, sine 0.
         angles = np.zeros(head_dim, np.float64)
         angles[:rotary] = np.tile(inverse, 2)

@@ -1,6 +1,15 @@
 """Foreign weight layouts as tables of reversible operations. NumPy only."""
 
-from lm_core.checkpoint.layout.ops import Concat, Each, PermuteRope, Reshape, Split, Tie, Transpose
+from lm_core.checkpoint.layout.ops import (
+    Concat,
+    Each,
+    PermuteRope,
+    Reshape,
+    Split,
+    SplitHeads,
+    Tie,
+    Transpose,
+)
 from lm_core.checkpoint.layout.release import Pieces, Release
 from lm_core.checkpoint.layout.table import Native, Table
 from lm_core.checkpoint.layout.tensors import (
@@ -25,6 +34,7 @@ __all__ = [
     "Release",
     "Reshape",
     "Split",
+    "SplitHeads",
     "Table",
     "TensorSpec",
     "Tensors",

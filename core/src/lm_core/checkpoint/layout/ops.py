@@ -84,6 +84,44 @@ class Split:
 
 
 @dataclass(frozen=True)
+class SplitHeads:
+    """Theirs is head by head, q0 k0 v0 q1 k1 v1 ...; ours part by part, q0 q1 ... k0 k1 ... v0 ...
+
+    Attributes:
+        parts: how many each head has.
+        head_dim: rows of one part.
+        when: the configurations for which it does so; None: all.
+    """
+
+    parts: int
+    head_dim: Number
+    when: Callable[[Any], bool] | None = None
+
+    def load(self, arrays: Arrays, config: Any) -> Arrays:
+        """Heads to parts."""
+        return self._swapped(arrays, config, (-1, self.parts))
+
+    def save(self, arrays: Arrays, config: Any) -> Arrays:
+        """Parts to heads."""
+        return self._swapped(arrays, config, (self.parts, -1))
+
+    def _swapped(self, arrays: Arrays, config: Any, axes: tuple[int, int]) -> Arrays:
+        if self.when is not None and not self.when(config):
+            return arrays
+        rows = _value(self.head_dim, config)
+        for array in arrays:
+            if array.shape[0] % (self.parts * rows):
+                raise ValueError(
+                    f"axis 0 of {list(array.shape)} does not hold whole heads of {self.parts} "
+                    f"parts of {rows}"
+                )
+        return [
+            array.reshape((*axes, rows, *array.shape[1:])).swapaxes(0, 1).reshape(array.shape)
+            for array in arrays
+        ]
+
+
+@dataclass(frozen=True)
 class Concat:
     """Theirs are several arrays, ours is one: `Split` the other way round, with its attributes."""
 
