@@ -94,6 +94,19 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
             total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
             assert preset.parameter_count() == total, name
 
+    def test_every_preset_goes_through_every_table(self) -> None:
+        """Ours, theirs, ours: each shape comes back, and each of their names is known as theirs."""
+        nothing = np.dtype([])  # Arrays of any shape that hold no byte.
+        for name, preset in self.spec.presets.items():
+            for layout, table in self.spec.tables.items():
+                ours = table.shapes(preset)
+                arrays = {n: np.empty(shape, nothing) for n, shape in ours.items()}
+                theirs = table.save(Memory(arrays), preset).specs
+                given = {n: np.empty(spec.shape, nothing) for n, spec in theirs.items()}
+                back = table.load(Memory(given), preset).specs
+                assert {n: spec.shape for n, spec in back.items()} == ours, (name, layout)
+                assert table.recognised(theirs) == len(theirs), (name, layout)
+
     def test_the_network_has_the_shapes_of_the_tables(self, model: CausalLM) -> None:
         """Tables are written without the network; here the two meet."""
         actual = {name: tuple(p.shape) for name, p in model.named_parameters().items()}
