@@ -30,6 +30,7 @@ RENAMED = {
     "TextClassificationTrainer": "text_classification",
     "CausalLanguageModelDataset": "causal_lm",
     "TextClassificationDataset": "text_classification",
+    "KeyWordGenDataset": "keyword_generation",
     "FP32StateAdamWeightDecay": "adamw",
     "FusedAdamWeightDecay": "adamw",
     "CosineWithWarmUpLR": "cosine",
@@ -38,6 +39,7 @@ RENAMED = {
     "ObsMonitor": "obs",
     "PerplexityMetric": "perplexity",
     "Accuracy": "accuracy",
+    "ADGENMetric": "adgen",
 }
 """What the cards call after their classes, and what a loaded run calls it."""
 ALIAS = re.compile(r"_task\.dataset_config\b")  # The section itself, which a run says once.

@@ -54,6 +54,12 @@ def test_the_packaged_run_adapts_queries_keys_and_values():
     assert (config.pet_config.lora_rank, config.pet_config.scale) == (8, 4.0)
 
 
+def test_the_pattern_of_later_run_files():
+    config = registry.read_run("glm2_6b_lora").model.config
+    later = config.pet_config.model_copy(update={"target_modules": ".*query_key_value*"})
+    assert targets.targets(SPEC, config, later) == targets.targets(SPEC, config, config.pet_config)
+
+
 def fused_adapter(config, rank=3):
     """A and B of the fused matrix of each layer, as PEFT stores them, and that matrix's change."""
     rng = np.random.default_rng(5)

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-DEFAULT = r".*\.attention\.[qv]"
-"""Queries and values, as in the paper (section 4.2)."""
-
 _WHERE = "pet_config.target_modules"
 
 
@@ -62,7 +59,7 @@ def targets(spec: ModelSpec, config: ModelConfig, lora: LoraConfig) -> dict[str,
     Raises:
         ConfigError: the pattern is no regular expression, or no layer has such a name.
     """
-    wanted = DEFAULT if lora.target_modules is None else lora.target_modules
+    wanted = spec.adapted if lora.target_modules is None else lora.target_modules
     chosen, excluded = (
         _matcher(wanted, _WHERE),
         _matcher(lora.exclude_layers or [], "exclude_layers"),
