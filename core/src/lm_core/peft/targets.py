@@ -26,13 +26,15 @@ _WHERE = "pet_config.target_modules"
 def linear_layers(spec: ModelSpec, config: ModelConfig) -> dict[str, Shape]:
     """Name -> (in, out) of every layer that can have an adapter.
 
-    That is all matrices but embeddings, and heads of a task, which are trained themselves.
+    That is all matrices but embeddings, heads of a task, which are trained themselves, and heads
+    that are normalised.
     """
     return {
         name.removesuffix(".weight"): tuple(shape)
         for name, shape in spec.tables["hf"].shapes(config).items()
         if len(shape) == 2 and name.endswith(".weight") and "embedding" not in name
         if not is_task_head(name)
+        if not (config.normalised_head and name == "head.weight")
     }
 
 
