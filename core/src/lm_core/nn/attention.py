@@ -90,8 +90,8 @@ class CausalSelfAttention(nn.Cell):
             dropout, site, heads=heads, own_heads=(context.tp_rank * self.heads, self.heads)
         )
         shape = (self.heads, self.kv_heads)
-        own = slice(context.tp_rank * self.heads, (context.tp_rank + 1) * self.heads)
-        self.slopes = slopes(heads)[own] if linear_biases else None
+        first = context.tp_rank * self.heads
+        self.slopes = slopes(heads)[first : first + self.heads] if linear_biases else None
         whole = (*shape, probabilities, softmax_type, self.slopes)
         self.attend, self.attend_documents = CausalAttention(*whole), DocumentAttention(*whole)
         blocks = (*shape, softmax_type, self.slopes)

@@ -85,7 +85,7 @@ class Baichuan2Config(ModelConfig):
     compute_in_2d: Annotated[bool, NO_EFFECT] = True
     use_past_shard: Annotated[bool, NO_EFFECT] = False
     extend_method: Annotated[Literal["None"], NO_EFFECT] = "None"
-    scaling_factor: Annotated[Literal[1.0], NO_EFFECT] = 1.0
+    scaling_factor: Annotated[float, Field(ge=1.0, le=1.0), NO_EFFECT] = 1.0
 
     def problems(self) -> list[str]:
         found = super().problems()
