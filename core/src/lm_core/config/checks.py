@@ -104,4 +104,4 @@ def report_no_effect(run: RunConfig) -> None:
     keys = no_effect(run)
     if keys:
         text = ", ".join(keys)
-        notice_once(f"no effect: {text}", f"accepted, but without effect on this back end: {text}")
+        notice_once(f"no effect: {text}", f"accepted, but without effect: {text}")
