@@ -85,6 +85,9 @@ def test_a_vocabulary_that_does_not_say_whose_it_is(
         monkeypatch.setattr(sys, "stdin", file)
         assert cli.run_verb("chat", SPEC, [*words, "--do_sample=False", "--system=Be brief."]) == 0
     assert capsys.readouterr().out == f"{answers[0]}\n"
+    for one in (folder, model):
+        run = pipeline("text_generation", one, path.parent, max_new_tokens=1, do_sample=False)
+        assert isinstance(run.tokenizer, ChatGlm2Tokenizer)
 
 
 def test_messages_in_python(model, tokenizer, answers):
@@ -104,6 +107,18 @@ def test_a_text_is_continued_and_not_made_a_question(model, tokenizer):
         assert row[: len(ids)].tolist() == ids
         assert run(text) == [{"text_generation_text": tokenizer.decode([row])}]
         assert tokenizer.decode(row).startswith(text)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(folder, model, side):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = side
+    texts, settings = ["the red fox", "你好", ""], {"max_new_tokens": 4, "do_sample": False}
+    batch = tokenizer(texts, padding=True, return_tensors="np")
+    assert (batch["attention_mask"] == 0).any()
+    rows = model.generate(**batch, **settings)
+    alone = [model.generate(tokenizer(text)["input_ids"], **settings)[0] for text in texts]
+    assert [row.tolist() for row in rows] == [row.tolist() for row in alone]
 
 
 def test_an_answer_ends_at_its_token(model, tokenizer):

@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 from collections import Counter
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from outside import DATA
 from sentencepiece import SentencePieceProcessor
 
 from lm_core import AutoTokenizer, log
+from lm_core.cli import run_verb
 from lm_core.config.checks import no_effect
+from lm_core.data.pipeline import RecordDataset
 from lm_core.errors import TokenizerError
 from lm_core.generation.streamer import TextPieces
 from lm_core.spec import read_run
@@ -278,5 +281,12 @@ def test_a_run_may_name_tokens_as_the_card_does():
     assert no_effect(run) == sorted(f"processor.tokenizer.{name}" for name in names)
 
 
-def test_documents_begin_as_texts_do(small):
-    assert small.prefix_ids == small.encode("") == small.build_inputs([])
+def test_documents_begin_as_texts_do(small, folder, tmp_path):
+    (tmp_path / "a.txt").write_text("the red fox 你好")
+    words = ["--input_glob", "a.txt", "--model_file", "tokenizer.model", "--max_length", "20"]
+    with chdir(tmp_path):
+        words = ["text", *words, "--output_file", "a.mindrecord"]
+        assert run_verb("preprocess", SPEC, words) == 0
+        (row,) = RecordDataset("a.mindrecord").read([0])["input_ids"].tolist()
+    whole = [*small.encode("the red fox 你好"), small.eos_token_id]
+    assert row[: len(whole)] == whole

@@ -8,6 +8,7 @@ word like others in a text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_core.log import notice_once
@@ -25,8 +26,9 @@ AUTO_MAP = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
 class ChatGlm2Tokenizer(SentencePieceTokenizer):
     """Ids of ChatGLM2.
 
-    Rows are padded at the right, as everywhere here, because a network is given no mask; the
-    published program pads at the left, which `padding_side = "left"` does too.
+    Rows are padded at the right, as everywhere here, because a network is given no mask. With
+    `padding_side = "left"` they are padded as the published program does it; then pass the
+    attention mask to `generate`, too.
     """
 
     tokenizer_class = "ChatGLMTokenizer"
@@ -91,3 +93,8 @@ class ChatGlm2Tokenizer(SentencePieceTokenizer):
         }
         config = {name: value for name, value in super()._config().items() if name not in NAMES}
         return {**config, "added_tokens_decoder": added, "auto_map": AUTO_MAP}
+
+
+def load(directory: Path) -> ChatGlm2Tokenizer:
+    """What `ModelSpec.tokenizer` calls."""
+    return ChatGlm2Tokenizer.from_pretrained(directory)
