@@ -53,10 +53,10 @@ class Conversation:
         return cls(system, list(zip(texts[::2], texts[1::2], strict=False)), question)
 
     def check(self, answer_follows: bool) -> None:
-        """Whether there is something to say, or to answer.
+        """Makes sure that something was said, and where an answer follows, asked.
 
         Raises:
-            TokenizerError: there is not.
+            TokenizerError: it was not.
         """
         if not self.rounds and self.question is None:
             raise TokenizerError("messages: hold no question; must hold one; add a user's message")

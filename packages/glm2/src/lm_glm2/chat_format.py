@@ -64,15 +64,14 @@ def encode(
     """
     conversation = Conversation.of_messages(messages)
     conversation.check(add_generation_prompt)
-    rounds, question, answer = conversation.rounds, conversation.question, None
-    if question is None:
-        *rounds, (question, answer) = rounds
     before = [conversation.system] if conversation.system else []
-    after = [ANSWER] if answer is not None or add_generation_prompt else []
-    text = GAP.join([*before, *_rounds(rounds, question), *after])
+    if conversation.question is not None:
+        after = [ANSWER] if add_generation_prompt else []
+        asked = _rounds(conversation.rounds, conversation.question)
+        return tokenizer.encode(GAP.join([*before, *asked, *after]), split_special_tokens=True)
+    *rounds, (question, answer) = conversation.rounds
+    text = GAP.join([*before, *_rounds(rounds, question), ANSWER])
     ids = tokenizer.encode(text, split_special_tokens=True)
-    if answer is None:
-        return ids
     said = tokenizer.encode(answer, add_special_tokens=False, split_special_tokens=True)
     return [*ids, *said, tokenizer.eos_token_id]
 

@@ -19,6 +19,9 @@ from lm_glm2 import chat_format
 BEHIND = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 """Tokens with the ids after the last piece: 64789 to 64793 for the published vocabulary."""
 
+FIXED = (*NAMES, "add_bos_token", "add_eos_token")
+"""What other tokenizers let a folder decide."""
+
 AUTO_MAP = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
 """Where the published program finds its own code."""
 
@@ -35,21 +38,21 @@ class ChatGlm2Tokenizer(SentencePieceTokenizer):
     _skips_special = True
 
     def __init__(self, model: bytes, **settings: Any) -> None:
-        """Like `SentencePieceTokenizer`; a bos_token and the like may be named without effect."""
-        named = {name: settings.pop(name, None) for name in NAMES}
+        """Like `SentencePieceTokenizer`, but what `FIXED` lists may be given without effect."""
+        named = {name: settings.pop(name, None) for name in FIXED}
         super().__init__(model, **settings)
         self.pad_token = self.unk_token
         others = [
-            f"{name} {token}"
-            for name, token in named.items()
-            if token not in (None, getattr(self, name))
+            f"{name} {value}"
+            for name, value in named.items()
+            if value not in (None, getattr(self, name))
         ]
         if others:
             text = ", ".join(others)
             notice_once(
                 text,
-                f"tokenizer: without effect: {text}; ChatGLM2 takes special tokens from its "
-                f"vocabulary: {self.bos_token}, {self.eos_token}, {self.unk_token}",
+                f"tokenizer: without effect: {text}; ChatGLM2 begins texts with [gMASK] sop and "
+                f"has {self.bos_token}, {self.eos_token}, {self.unk_token} from its vocabulary",
             )
 
     def _own_special(self, library: Any) -> dict[str, int]:
@@ -71,7 +74,7 @@ class ChatGlm2Tokenizer(SentencePieceTokenizer):
     @property
     def prefix_ids(self) -> list[int]:
         """Ids of `[gMASK] sop`."""
-        return [self.special["[gMASK]"], self.special["sop"], *super().prefix_ids]
+        return [self.special["[gMASK]"], self.special["sop"]]
 
     def build_prompt(self, query: str, history: Sequence[Sequence[str]] | None = None) -> str:
         """A question as the next round of a conversation; see `lm_glm2.chat_format`."""
@@ -84,14 +87,14 @@ class ChatGlm2Tokenizer(SentencePieceTokenizer):
         return chat_format.encode(self, messages, add_generation_prompt)
 
     def _config(self) -> dict[str, Any]:
-        """Neither the named tokens nor the five: for the published program they are fixed, too.
+        """Neither what is fixed nor the five tokens: the published program has both of its own.
 
         Given in the file, they would end its loading, or make "sop" in a text a special token.
         """
         added = {
             str(index): {"content": token, "special": True} for token, index in self._added.items()
         }
-        config = {name: value for name, value in super()._config().items() if name not in NAMES}
+        config = {name: value for name, value in super()._config().items() if name not in FIXED}
         return {**config, "added_tokens_decoder": added, "auto_map": AUTO_MAP}
 
 
