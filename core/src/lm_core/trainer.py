@@ -22,6 +22,7 @@ from lm_core.errors import CheckpointError, ConfigError, all_of
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
 from lm_core.pipeline import pipeline
+from lm_core.train import vocabulary
 
 if TYPE_CHECKING:
     from lm_core.nn.network import Network
@@ -150,7 +151,7 @@ class Trainer:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
         found, records = all_of(
             lambda: self._weights(eval_checkpoint),
-            lambda: session.open_records(self.run, "eval_dataset"),
+            lambda: self._records(self.run, "eval_dataset"),
         )
         model = self._with_weights(found)
         return {session.metric_name(self.run): session.evaluator(self.run, model, records)()}
@@ -244,13 +245,13 @@ class Trainer:
         context = job.join(run, stages=not run.do_eval)
         job.write_strategy(run, context)
         train, evaluation, resume, _ = all_of(
-            lambda: session.open_records(run, "train_dataset"),
-            lambda: session.open_records(run, "eval_dataset") if run.do_eval else None,
+            lambda: self._records(run, "train_dataset", start),
+            lambda: self._records(run, "eval_dataset", start) if run.do_eval else None,
             lambda: resuming.find(run, context),
             lambda: self._check_start(run, start, from_random),
         )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
-        named = bool(self.tokenizer is not None or _vocabulary(run))
+        named = bool(self.tokenizer is not None or vocabulary.named(run))
         session.check_vocabulary(run.model.config, files, named)
         self.network = self._start(run, start, resume, context)
         if run.model.config.pet_config is not None:
@@ -328,9 +329,22 @@ class Trainer:
     def _named_checkpoint(self) -> str:
         return self.run.load_checkpoint or self.run.model.config.checkpoint_name_or_path or ""
 
+    def _records(self, run: RunConfig, which: str, weights: str = "") -> Any:
+        """The records of a section; `weights`: where a vocabulary may lie, too."""
+        from lm_core.train import session
+
+        return session.open_records(run, which, lambda: self._encoder(which, weights))
+
+    def _encoder(self, which: str, weights: str) -> Tokenizer:
+        """What encodes the texts of a section."""
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str | Path):
+            return self.tokenizer
+        beside = weights or self._named_checkpoint()
+        return vocabulary.encoder(self.run, which, str(self.tokenizer or ""), beside)
+
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            named = _vocabulary(self.run) or self._named_checkpoint()
+            named = vocabulary.named(self.run) or self._named_checkpoint()
             if not named:
                 raise ConfigError(
                     "tokenizer: is missing; must be a tokenizer or its directory; "
@@ -348,7 +362,7 @@ class Trainer:
             self.tokenizer.save_pretrained(self._scratch.name)
             folder = Path(self._scratch.name)
         else:
-            named = self.tokenizer or _vocabulary(run) or start
+            named = self.tokenizer or vocabulary.named(run) or start
             if not named:
                 return {}
             folder = hub.tokenizer_directory(named)[1]
@@ -384,9 +398,3 @@ def _run_of(model: str | Path | Network | None, pet_method: str) -> RunConfig:
     run = registry.read_run({"model": {"model_config": {"preset": preset}}})
     run.model.config = config
     return run
-
-
-def _vocabulary(run: RunConfig) -> str:
-    """The folder of the vocabulary that the run names."""
-    named = run.processor.tokenizer.vocab_file
-    return str(Path(named).parent) if named else ""
