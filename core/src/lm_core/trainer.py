@@ -140,21 +140,22 @@ class Trainer:
         Returns:
             `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, or of a classifier
             `{"Accuracy": {"loss": nats per record, "accuracy": share}}`; every token (record)
-            counts once, so the batch size does not matter.
+            counts once, so the batch size does not matter; of answers `{"ADGENMetric": {...}}`.
 
         Raises:
             LmError: no weights, no records, or ones that do not fit the model.
         """
-        from lm_core.train import session
+        from lm_core.tasks import evaluate
 
         if eval_dataset is not None:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
-        found, records = all_of(
+        beside = "" if isinstance(eval_checkpoint, bool) else str(eval_checkpoint)
+        return evaluate.measure(
+            self.run,
             lambda: self._weights(eval_checkpoint),
-            lambda: self._records(self.run, "eval_dataset"),
+            self._with_weights,
+            lambda: self._encoder("eval_dataset", beside),
         )
-        model = self._with_weights(found)
-        return {session.metric_name(self.run): session.evaluator(self.run, model, records)()}
 
     def predict(
         self,
@@ -322,8 +323,7 @@ class Trainer:
         """The model with the weights of `_weights`."""
         context = job.join(self.run)
         if found or self.network is None:
-            adapter = self.run.load_adapter or None
-            self.network = job.load(self.run, found, context, adapter=adapter)
+            self.network = job.load(self.run, found, context, adapter=self.run.load_adapter or None)
         return self.network
 
     def _named_checkpoint(self) -> str:
@@ -339,8 +339,8 @@ class Trainer:
         """What encodes the texts of a section."""
         if self.tokenizer is not None and not isinstance(self.tokenizer, str | Path):
             return self.tokenizer
-        beside = weights or self._named_checkpoint()
-        return vocabulary.encoder(self.run, which, str(self.tokenizer or ""), beside)
+        weights = weights or self._named_checkpoint()
+        return vocabulary.encoder(self.run, which, str(self.tokenizer or ""), weights)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,63 +21,7 @@ from lm_core.tokenizer.bpe import ByteLevelBpe, train_bpe
 from lm_core.trainer import Trainer
 from lm_glm2 import SPEC
 
-CARD = """\
-train_dataset: &train_dataset
-  data_loader:
-    type: ADGenDataLoader
-    dataset_dir: "{folder}/train.json"
-    shuffle: True
-    phase: "train"
-    version: 2
-    origin_columns: ["content", "summary"]
-  tokenizer:
-    type: ChatGLM2Tokenizer
-    vocab_file: "{folder}/tokenizer.model"
-  input_columns: ["input_ids", "labels"]
-  max_source_length: 64
-  max_target_length: 128
-  ignore_pad_token_for_loss: True
-  num_parallel_workers: 8
-  python_multiprocessing: False
-  drop_remainder: True
-  batch_size: 1
-  repeat: 1
-  numa_enable: False
-  prefetch_size: 1
-  seed: 0
-
-train_dataset_task:
-  type: KeyWordGenDataset
-  dataset_config: *train_dataset
-
-eval_dataset: &eval_dataset
-  data_loader:
-    type: ADGenDataLoader
-    dataset_dir: "{folder}/dev.json"
-    shuffle: False
-    phase: "eval"
-    version: 2
-    origin_columns: ["content", "summary"]
-  tokenizer:
-    type: ChatGLM2Tokenizer
-    vocab_file: "{folder}/tokenizer.model"
-  max_source_length: 256
-  max_target_length: 256
-  ignore_pad_token_for_loss: True
-  input_columns: ["input_ids", "labels"]
-  num_parallel_workers: 8
-  python_multiprocessing: False
-  drop_remainder: True
-  batch_size: 1
-  repeat: 1
-  numa_enable: False
-  prefetch_size: 1
-  seed: 0
-
-eval_dataset_task:
-  type: KeyWordGenDataset
-  dataset_config: *eval_dataset
-"""
+CARD = (Path(__file__).parent / "card" / "adgen.yaml").read_text(encoding="utf-8")
 TINY = """\
 trainer: {type: CausalLanguageModelingTrainer, model_name: glm2_tiny}
 model: {model_config: {preset: glm2_tiny, num_layers: 1, hidden_size: 32, num_attention_heads: 2}}

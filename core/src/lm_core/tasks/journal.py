@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lm_core.checkpoint import atomic
+from lm_core.checkpoint.source import read_json
 from lm_core.data import jsonlines
 from lm_core.errors import ConfigError
 from lm_core.heartbeat import beat
@@ -43,15 +45,15 @@ class Journal:
         self._check()
 
     def _check(self) -> None:
-        try:
-            before = json.loads(self.settings.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return
-        different = [
-            f"{name} was {before.get(name)!r} and is {self.facts.get(name)!r}"
-            for name in {**before, **self.facts}
-            if before.get(name) != self.facts.get(name)
-        ]
+        if self.settings.exists():
+            before = read_json(self.settings)
+            different = [
+                f"{name} was {before.get(name)!r} and is {self.facts.get(name)!r}"
+                for name in {**before, **self.facts}
+                if before.get(name) != self.facts.get(name)
+            ]
+        else:
+            different = [f"{self.settings.name} is missing"] if self.read() else []
         if different:
             raise ConfigError(
                 f"output_dir: {self.path.parent} holds {self.path.stem} of another run "
@@ -95,7 +97,8 @@ class Journal:
             jsonlines.Writer(self.path) as file,
             progress(total=total, desc="generate", unit=unit, initial=done) as bar,
         ):
-            self.settings.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+            with atomic.new_file(self.settings) as scratch:
+                scratch.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
             for records in batches:
                 file.write(records)
                 if note is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lm_core.data.adgen import ORIGIN, AnswerRecords, find_file
 from lm_core.data.answers import Lengths, check_tokenizer
 from lm_core.errors import ConfigError, DataError, all_of
+from lm_core.log import get_logger
 
 if TYPE_CHECKING:
     from lm_core.config.data import DatasetConfig
@@ -82,6 +83,27 @@ def open_answers(run: RunConfig, which: str, tokenizer: Callable[[], Tokenizer])
         origin=section.data_loader.origin_columns or ORIGIN,
         train_padding=not section.ignore_pad_token_for_loss,
     )
+
+
+def with_room(run: RunConfig) -> RunConfig:
+    """The run with a `seq_length` that holds what its evaluation section asks for.
+
+    Only where no weight fixes that length; else, and for other data, it is the run itself.
+    """
+    if run.eval_dataset.data_loader.type != LOADER:
+        return run
+    config, most = run.model.config, lengths(run, "eval_dataset")
+    needed = most.source + max(most.target, config.max_new_tokens or 0)
+    wide = config.widened(max(needed, config.max_length or config.max_decode_length or 0))
+    if wide is config:
+        return run
+    get_logger(__name__).info(
+        "seq_length is %d for this evaluation, and %d in the run: eval_dataset needs it, and no "
+        "weight of this model depends on it", wide.seq_length, config.seq_length,
+    )  # fmt: skip
+    found = run.model_copy(deep=True)
+    found.model.config = wide
+    return found
 
 
 def _check_room(run: RunConfig, which: str, most: Lengths) -> None:

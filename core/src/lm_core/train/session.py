@@ -185,6 +185,8 @@ def build(
         ConfigError, DataError, CheckpointError: something does not fit.
     """
     task = objective(model.config)
+    if evaluation is not None and any(metric.type == "adgen" for metric in run.metric):
+        log.info("do_eval: while training the loss is measured; `evaluate` gives ADGENMetric")
     if run.recompute_config.recompute:
         model.recompute_layers()
     data = _batches(run, train, model.context)
