@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from jobs import Jobs
+from sources import ROOT
 
 from lm_core import cli
 from lm_core import spec as registry
@@ -128,6 +130,27 @@ def test_stopped_and_resumed_equals_never_stopped(
     assert predictions(tmp_path) == predictions(whole)
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_ranks_answer_as_one_and_go_on(folder, tmp_path, capsys):
+    assert evaluate(folder, tmp_path / "one") == 0
+    one = printed(capsys)
+    line = ["evaluate", "--config", folder / "run.yaml", "--output_dir", tmp_path / "two"]
+    line += [f"model.model_config.max_new_tokens={NEW}", "--use_parallel", "True"]
+    line += ["parallel_config.model_parallel=2", "--auto_trans_ckpt", "True"]
+    jobs = Jobs(tmp_path, ROOT / "packages" / "glm2" / "launch.sh")
+    file = tmp_path / "two" / "predictions.jsonl"
+    try:
+        for _ in range(2):
+            ended = jobs.run(*line, NPROC=2)
+            assert ended.status == 0, ended
+            assert f"ADGENMetric: {one}" in ended.out.splitlines()
+            assert predictions(tmp_path / "two") == predictions(tmp_path / "one")
+            file.write_text("".join(file.open(encoding="utf-8").readlines()[:3]), encoding="utf-8")
+    finally:
+        jobs.close()
+
+
 def test_answers_of_another_run_are_refused(folder, whole, tmp_path, capfd):
     other = tmp_path / "weights"
     tiny.model(SPEC, seed=2, **SHAPE).save_pretrained(other)
@@ -179,7 +202,7 @@ def test_a_trainer_gives_both_and_keeps_its_model(folder, tmp_path):
         (["eval_dataset.data_loader.version=1"], "eval_dataset.data_loader.version: is 1"),
         (["--eval_dataset_dir", "/nowhere"], "/nowhere does not exist"),
         (["model.model_config.max_decode_length=20", "model.model_config.max_new_tokens=null"],
-         "tokens; must be fewer than max_length 20, which counts the prompt"),
+         "model.model_config.max_decode_length: is 20; must be more than the "),
         (["load_checkpoint="], "load_checkpoint: is missing"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 from lm_core.checkpoint import io
 from lm_core.data.adgen import AnswerRecords
 from lm_core.data.answers import prompt_ids
-from lm_core.errors import ConfigError, DataError
+from lm_core.errors import ConfigError, DataError, GenerationError
 from lm_core.metrics.adgen import NAMES, AnswerScores
 from lm_core.tasks.journal import Journal, Records, Task, answers
 
@@ -52,7 +52,7 @@ def evaluate(run: RunConfig, model: Network, records: AnswerRecords) -> dict[str
     """
     generator, settings = _generator(run, model, records)
     tasks = _tasks(records)
-    _check_prompts(tasks, settings, model)
+    _check_prompts(tasks, settings, model, records)
     references = _references(records)
     journal = Journal(
         Path(run.output_dir) / PREDICTIONS, FIELDS, _facts(run, model, settings, tasks, references)
@@ -99,15 +99,30 @@ def _tasks(records: AnswerRecords) -> list[Task]:
     return found
 
 
-def _check_prompts(tasks: Sequence[Task], settings: GenerationConfig, model: Network) -> None:
-    """Finds prompts that cannot be answered before hours of generation, not after."""
-    from lm_core.generation.prompts import fit, read_prompts
+def _check_prompts(
+    tasks: Sequence[Task], settings: GenerationConfig, model: Network, records: AnswerRecords
+) -> None:
+    """Finds prompts that cannot be answered before hours of generation, not after.
 
-    config, ids = model.config, [task.ids for task in tasks]
-    read = read_prompts(
-        ids, [[1] * len(row) for row in ids], vocab_size=config.vocab_size, bos=None, pad=None
+    Raises:
+        GenerationError: one leaves no room for an answer, or has tokens that the model has not.
+    """
+    from lm_core.generation.prompts import read_prompts
+
+    config = model.config
+    read_prompts(
+        [task.ids for task in tasks], None, vocab_size=config.vocab_size, bos=None, pad=None
     )
-    fit(read, settings, config.seq_length)
+    most = min(settings.max_length or config.seq_length, config.seq_length)
+    longest = max(tasks, key=lambda task: len(task.ids))
+    if len(longest.ids) >= most:
+        key = "max_length" if config.max_length else "max_decode_length"
+        what = key if settings.max_length == most else "seq_length"
+        raise GenerationError(
+            f"model.model_config.{what}: is {most}; must be more than the {len(longest.ids)} "
+            f"tokens of the longest prompt ({records.locate(longest.key)}), which it counts; "
+            f"raise it, or lower eval_dataset.max_source_length"
+        )
 
 
 def _references(records: AnswerRecords) -> list[str]:
