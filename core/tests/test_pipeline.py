@@ -127,7 +127,9 @@ def auto(monkeypatch, echo):
     loaded = []
 
     def loader(kind, value):
-        return SimpleNamespace(from_pretrained=lambda name: loaded.append((kind, name)) or value)
+        return SimpleNamespace(
+            from_pretrained=lambda name, **_: loaded.append((kind, name)) or value
+        )
 
     fake = SimpleNamespace(
         AutoModel=loader("model", echo), AutoTokenizer=loader("tokenizer", Letters()), loaded=loaded

@@ -181,23 +181,50 @@ class AutoTokenizer:
     """Tokenizers."""
 
     @staticmethod
-    def from_pretrained(name_or_path: str | Path) -> Tokenizer:
+    def from_pretrained(
+        name_or_path: str | Path, *, family: str | ModelConfig | None = None
+    ) -> Tokenizer:
         """The tokenizer of a model directory, of a folder with its files alone, or of a hub id.
+
+        Args:
+            name_or_path: which one.
+            family: whose it is, where a folder with a vocabulary does not say it: a package or
+                preset ("llama"), or the configuration of the model.
 
         Raises:
             CheckpointError: nothing has that name, or it has no tokenizer files.
-            TokenizerError: the files are damaged or of an unknown kind.
+            ConfigError: no installed package is that family.
+            TokenizerError: the files are damaged, of an unknown kind, or of several families.
         """
         spec, directory = hub.tokenizer_directory(name_or_path)
-        if spec is not None:
-            return spec.tokenizer(directory)
-        problems = []
-        for candidate in registry.installed().values():
-            try:
-                return candidate.tokenizer(directory)
-            except TokenizerError as error:
-                problems += error.problems
+        if spec is None and isinstance(family, ModelConfig):
+            spec = hub.family_if_any(family)
+        elif spec is None and family is not None:
+            spec = registry.find(family)
+        return _guessed(directory) if spec is None else spec.tokenizer(directory)
+
+
+def _guessed(directory: Path) -> Tokenizer:
+    """The tokenizer of a folder that does not say whose it is, if one family alone can read it.
+
+    Raises:
+        TokenizerError: none can, or several: they would give other ids for the same text.
+    """
+    found, problems = {}, []
+    for spec in registry.installed().values():
+        try:
+            found[spec.name] = spec.tokenizer(directory)
+        except TokenizerError as error:
+            problems += error.problems
+    if len(found) > 1:
+        raise TokenizerError(
+            f"{directory}: holds a vocabulary of {' or '.join(found)}; must say which; put the "
+            f"model's tokenizer_config.json or config.json there, or call "
+            f'AutoTokenizer.from_pretrained(DIR, family="{next(iter(found))}")'
+        )
+    if not found:
         raise TokenizerError(*problems or [f"{directory}: no installed package reads it"])
+    return next(iter(found.values()))
 
 
 def load_weights(model: Network, name_or_path: str | Path, absent: Collection[str] = ()) -> Source:

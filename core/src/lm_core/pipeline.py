@@ -10,7 +10,7 @@ import numpy as np
 
 from lm_core.config.section import suggest
 from lm_core.data.txtcls import class_ids
-from lm_core.errors import GenerationError
+from lm_core.errors import GenerationError, LmError
 from lm_core.generation.config import GenerationConfig
 from lm_core.generation.prompts import read_prompts
 
@@ -68,9 +68,7 @@ class TextGenerationPipeline:
         **defaults: Any,
     ) -> None:
         GenerationConfig().replace(**defaults)  # a wrong setting need not wait for the weights
-        if tokenizer is None:
-            tokenizer = _tokenizer_beside(model)
-        self.tokenizer = _loaded(tokenizer, "AutoTokenizer")
+        self.tokenizer = _tokenizer(tokenizer, model)
         self.model = _network(model, "text_generation")
         self.batch_size, self.add_special_tokens = batch_size, add_special_tokens
         self.defaults = defaults
@@ -171,9 +169,7 @@ class TextClassificationPipeline:
         truncation: bool | str = False,
         top_k: int | None = None,
     ) -> None:
-        if tokenizer is None:
-            tokenizer = _tokenizer_beside(model)
-        self.tokenizer = _loaded(tokenizer, "AutoTokenizer")
+        self.tokenizer = _tokenizer(tokenizer, model)
         self.model = _network(model, "text_classification")
         self.batch_size, self.truncation, self.top_k = batch_size, truncation, top_k
 
@@ -243,7 +239,11 @@ def _texts(inputs: str | Sequence[Any]) -> list[str]:
 
 def _network(source: Any, task: str) -> Any:
     """The model, which must be one for the task."""
-    model = _loaded(getattr(source, "predict_network", source), "AutoModel")
+    model = getattr(source, "predict_network", source)
+    if isinstance(model, str | Path):
+        from lm_core.auto import AutoModel
+
+        model = AutoModel.from_pretrained(model)
     own = getattr(getattr(model, "config", None), "task", task)
     if own != task:
         raise GenerationError(
@@ -253,12 +253,28 @@ def _network(source: Any, task: str) -> Any:
     return model
 
 
-def _loaded(source: Any, loader: str) -> Any:
+def _tokenizer(source: Any, model: Any) -> Any:
+    """The tokenizer; one of the model's family where its folder does not say whose it is."""
+    if source is None:
+        source = _tokenizer_beside(model)
     if not isinstance(source, str | Path):
         return source
-    from lm_core import auto
+    from lm_core.auto import AutoTokenizer
 
-    return getattr(auto, loader).from_pretrained(source)
+    return AutoTokenizer.from_pretrained(source, family=_config_of(model))
+
+
+def _config_of(model: Any) -> Any:
+    """The configuration of a model; None: what is wrong with a name is said when it is loaded."""
+    from lm_core.checkpoint import hub
+
+    network = getattr(model, "predict_network", model)
+    if not isinstance(network, str | Path):
+        return getattr(network, "config", None)
+    try:
+        return hub.resolve(network).config
+    except LmError:
+        return None
 
 
 def _tokenizer_beside(model: Any) -> Any:
@@ -268,8 +284,7 @@ def _tokenizer_beside(model: Any) -> Any:
         )
     if isinstance(model, str | Path):
         return model
-    config = getattr(getattr(model, "predict_network", model), "config", None)
-    source = getattr(config, "checkpoint_name_or_path", "")
+    source = getattr(_config_of(model), "checkpoint_name_or_path", "")
     if not source:
         raise GenerationError(
             "tokenizer: is missing; must be given with a model object; "

@@ -66,6 +66,9 @@ class ModelSpec:
     """Foreign weight layouts by name ("hf", "mindformers"), each a `checkpoint.layout.Table`."""
     tokenizer: Callable[[Path], Any]
     """`tokenizer(directory) -> Tokenizer`."""
+    adapted: str = r".*\.attention\.[qv]"
+    """Layers that get an adapter unless a run names others: queries and values, as in the paper of
+    LoRA (section 4.2)."""
     chat: bool = False
     """Whether its tokenizer has a chat format (`apply_chat_template`)."""
     preprocessors: Mapping[str, Any] = field(default_factory=dict)

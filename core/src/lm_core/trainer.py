@@ -352,7 +352,8 @@ class Trainer:
                 )
             self.tokenizer = named
         if isinstance(self.tokenizer, str | Path):
-            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+            config = self.run.model.config
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, family=config)
         return self.tokenizer
 
     def _tokenizer_files(self, run: RunConfig, start: str) -> dict[str, Path]:

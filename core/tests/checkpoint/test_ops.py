@@ -12,6 +12,7 @@ from lm_core.checkpoint.layout import (
     PermuteRope,
     Reshape,
     Split,
+    SplitHeads,
     Tie,
     Transpose,
 )
@@ -41,6 +42,9 @@ CASES = {
     "rope of a bias": (PermuteRope(8), [(48,)], [(48,)]),
     "rope of columns": (PermuteRope(8, axis=1), [(5, 48)], [(5, 48)]),
     "rope of half a head": (PermuteRope(8, rotary_dim=4), [(16, 3)], [(16, 3)]),
+    "parts of heads": (SplitHeads(3, lambda c: c.head), [(48, 5)], [(48, 5)]),
+    "parts of heads, of a bias": (SplitHeads(3, 4), [(24,)], [(24,)]),
+    "no parts of heads": (SplitHeads(3, 8, lambda c: c.heads == 5), [(7, 2)], [(7, 2)]),
     "each its own": (
         Each(PermuteRope(8), Transpose(), None),
         [(16, 3), (4, 5), (7, 2)],
@@ -94,6 +98,14 @@ def test_split_takes_the_parts_in_order():
     whole = np.arange(10)
     q, k, v = Split([6, 2, 2]).load([whole], CONFIG)
     assert (q.tolist(), k.tolist(), v.tolist()) == ([0, 1, 2, 3, 4, 5], [6, 7], [8, 9])
+
+
+def test_heads_are_taken_apart():
+    """q0 q0 k0 k0 v0 v0 q1 q1 ... of two heads."""
+    (ours,) = SplitHeads(3, 2).load([np.arange(12)], CONFIG)
+    assert ours.tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+    with pytest.raises(ValueError, match=r"axis 0 of \[8\] does not hold whole heads of 3 parts"):
+        SplitHeads(3, 2).load([np.arange(8)], CONFIG)
 
 
 def test_rope_puts_even_rows_before_odd_ones():

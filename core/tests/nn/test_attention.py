@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 
 from lm_core.errors import ConfigError
 from lm_core.nn import block_sizes, blockwise
+from lm_core.nn.alibi import slopes
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.blockwise import BlockwiseAttention
 from lm_core.nn.causal import CausalAttention
@@ -40,15 +41,19 @@ def _heads(x, n):
     return x.reshape(batch, length, n, width // n).transpose(0, 2, 1, 3)
 
 
-def _attend(q, k, v, n, mask=1.0, groups=None):
+def _attend(q, k, v, n, mask=1.0, groups=None, linear=None):
     """q: float64 [B, S, N * D]; k, v: [B, S, G * D].
 
-    mask: [B, N, S, S], multiplied into the probabilities.
+    mask: [B, N, S, S], multiplied into the probabilities; linear: slopes [N] of biases.
     """
     groups = groups or n
     q, k, v = _heads(q, n), _heads(k, groups), _heads(v, groups)
     k, v = (np.repeat(x, n // groups, 1) for x in (k, v))
-    scores = np.where(np.tri(q.shape[2]), q @ k.transpose(0, 1, 3, 2), -np.inf)
+    scores = q @ k.transpose(0, 1, 3, 2)
+    if linear is not None:
+        at = np.arange(q.shape[2])
+        scores = scores + linear[:, None, None] * (at[None, :] - at[:, None])
+    scores = np.where(np.tri(q.shape[2]), scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = (p / p.sum(-1, keepdims=True) * mask) @ v
     return mixed.transpose(0, 2, 1, 3).reshape(mixed.shape[0], mixed.shape[2], -1)
@@ -64,20 +69,21 @@ def _numeric(function, x, d_out):
     return found
 
 
-def _check_gradients(attention, rng, batch, length, n, groups, mask, *key):
+def _check_gradients(attention, rng, batch, length, n, groups, mask, *key, linear=None):
     q, d_out = (rng.normal(size=(batch, length, n * 2)) for _ in range(2))
     k, v = (rng.normal(size=(batch, length, groups * 2)) for _ in range(2))
     inputs = [Tensor(x.astype(np.float32)) for x in (q, k, v)]
     found = attention(*inputs, *key)
     found = found[0] if isinstance(found, tuple) else found
-    np.testing.assert_allclose(found.asnumpy(), _attend(q, k, v, n, mask, groups), atol=1e-5)
+    expected = _attend(q, k, v, n, mask, groups, linear)
+    np.testing.assert_allclose(found.asnumpy(), expected, atol=1e-5)
     gradients = _AllGradients(attention)(Tensor(d_out.astype(np.float32)), *inputs, *key)
     for place, gradient in enumerate(gradients):
 
         def moved(x, place=place):
             changed = [q, k, v]
             changed[place] = x
-            return _attend(*changed, n, mask, groups)
+            return _attend(*changed, n, mask, groups, linear)
 
         expected = _numeric(moved, (q, k, v)[place], d_out)
         np.testing.assert_allclose(gradient.asnumpy(), expected, atol=2e-5)
@@ -105,6 +111,44 @@ def test_blocks(batch, length, n, groups, size, rng, monkeypatch):
     """Bands of several blocks, of one, and a last block that is not full."""
     monkeypatch.setattr(block_sizes, "_MOST", size)
     _check_gradients(BlockwiseAttention(n, groups), rng, batch, length, n, groups, 1.0)
+
+
+@pytest.mark.parametrize(("batch", "length", "n", "groups"), [(2, 5, 3, 3), (1, 9, 6, 2)])
+def test_linear_biases(batch, length, n, groups, rng, monkeypatch):
+    """In one piece and in blocks, also where heads share keys."""
+    monkeypatch.setattr(block_sizes, "_MOST", 2)
+    linear = slopes(n)
+    whole = CausalAttention(n, groups, Dropout(0.0, 3), slopes=linear)
+    _check_gradients(whole, rng, batch, length, n, groups, 1.0, Tensor(KEY), linear=linear)
+    blocks = BlockwiseAttention(n, groups, slopes=linear)
+    _check_gradients(blocks, rng, batch, length, n, groups, 1.0, linear=linear)
+
+
+def test_the_slopes_of_the_paper():
+    """Powers of two are a geometric series; others take every second one of the next series."""
+    np.testing.assert_allclose(slopes(8), [2.0**-k for k in range(1, 9)], rtol=1e-15)
+    np.testing.assert_allclose(slopes(4), [1 / 4, 1 / 16, 1 / 64, 1 / 256], rtol=1e-15)
+    np.testing.assert_allclose(slopes(6), [*slopes(4), 1 / 2, 1 / 8], rtol=1e-15)
+    assert slopes(1).tolist() == [2.0**-8]
+    # Of 13B: those of 32 heads, then eight of 64.
+    np.testing.assert_allclose(slopes(40)[:32], slopes(32), rtol=1e-15)
+    np.testing.assert_allclose(slopes(40)[32:], slopes(64)[:16:2], rtol=1e-15)
+
+
+def test_distances_are_exact_in_long_sequences(rng):
+    """At 3,000 positions: with the two positions added one by one, 3e-4 would be lost."""
+    length, size = 3000, 4
+    q, k, v = (rng.normal(size=(1, length, size)) for _ in range(3))
+    inputs = [Tensor(x.astype(np.float32)) for x in (q, k, v)]
+    linear = np.array([0.84])
+    expected = _attend(q, k, v, 1, linear=linear)[0, -1]
+    for attention, key in (
+        (CausalAttention(1, 1, Dropout(0.0, 3), slopes=linear), (Tensor(KEY),)),
+        (BlockwiseAttention(1, 1, slopes=linear), ()),
+    ):
+        found = attention(*inputs, *key)
+        found = (found[0] if isinstance(found, tuple) else found).asnumpy()[0, -1]
+        np.testing.assert_allclose(found, expected, atol=5e-6)
 
 
 def test_blocks_shrink_as_sequences_grow():

@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor
 
 from lm_core.errors import ConfigError
 from lm_core.nn.activation import ACTIVATIONS, activation
-from lm_core.nn.embedding import Embedding, TiedEmbedding, VocabParallelEmbedding
+from lm_core.nn.embedding import Embedding, NormHead, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.linear import ColumnParallelLinear, Linear, RowParallelLinear
 from lm_core.nn.loss import IGNORED, CrossEntropy
 from lm_core.nn.mlp import GatedMlp
@@ -228,3 +228,38 @@ def _slopes(function, x, d_out):
         step[place] = 1e-6
         found[place] = ((function(x + step) - function(x - step)) * d_out).sum() / 2e-6
     return found
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_normalised_head(training, gradients, rng):
+    """Directions of columns; the gradient of each column stands at right angles to it."""
+    head = NormHead(5, 7, LOCAL, std=0.1)
+    head.set_train(training)
+    weight = _set(head.weight, rng.normal(size=(5, 7)) * np.linspace(0.01, 30, 7))
+    x, d_out = rng.normal(size=(4, 5)), rng.normal(size=(4, 7))
+    lengths = np.sqrt((weight**2).sum(0))
+    given = x.astype(np.float32)
+    np.testing.assert_allclose(head(Tensor(given)).asnumpy(), x @ weight / lengths, atol=2e-6)
+    dx, (d_weight,) = gradients(head, d_out, given)
+    directions = weight / lengths
+    expected = x.T @ d_out
+    expected = (expected - directions * (directions * expected).sum(0)) / lengths
+    np.testing.assert_allclose(dx, d_out @ directions.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(d_weight, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a_normalised_head_prepares_steps(rng):
+    """Lengths are those of the last `prepare`, the weight is not touched, and 0 stays 0."""
+    head = NormHead(5, 3, LOCAL, std=0.1)
+    weight = rng.normal(size=(5, 3))
+    weight[:, 1] = 0.0
+    _set(head.weight, weight)
+    x = Tensor(rng.normal(size=(2, 5)).astype(np.float32))
+    head.prepare()
+    np.testing.assert_allclose(head.step(x).asnumpy(), head(x).asnumpy(), atol=1e-6)
+    assert (head(x).asnumpy()[:, 1] == 0).all()
+    _set(head.weight, 2 * weight)
+    np.testing.assert_allclose(head.step(x).asnumpy(), 2 * head(x).asnumpy(), atol=1e-6)
+    head.prepare()
+    np.testing.assert_allclose(head.step(x).asnumpy(), head(x).asnumpy(), atol=1e-6)
+    np.testing.assert_array_equal(head.weight.asnumpy(), (2 * weight).astype(np.float32))

@@ -82,7 +82,7 @@ def chat(spec, monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(job, "join", lambda run: ParallelContext.local())
     monkeypatch.setattr(job, "load", load)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: Letters())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: Letters())
     monkeypatch.chdir(tmp_path)
 
     def run(lines: str | bytes, *flags: str) -> SimpleNamespace:

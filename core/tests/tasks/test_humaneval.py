@@ -79,7 +79,7 @@ def setting(look, tmp_path, monkeypatch):
     found.main = main
     monkeypatch.setattr(job, "join", lambda run: ParallelContext.local())
     monkeypatch.setattr(job, "load", load)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: Characters())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: Characters())
     monkeypatch.setattr(cli, "check_numpy", lambda: None)
     return found
 

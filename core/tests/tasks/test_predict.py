@@ -53,7 +53,7 @@ def auto(monkeypatch):
         fake.models.append(Echo(run.model.config.copy(checkpoint_name_or_path=path)))
         return fake.models[-1]
 
-    def load_tokenizer(path):
+    def load_tokenizer(path, *, family):
         fake.paths.append(("tokenizer", str(path)))
         return Letters()
 
@@ -223,7 +223,7 @@ class Filling(Letters):
 
 @pytest.fixture
 def filling(auto, monkeypatch):
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: Filling())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: Filling())
     return auto
 
 

@@ -29,7 +29,7 @@ def letters(look, monkeypatch):
     """Folders called "words" hold a vocabulary; notes which one was read."""
     read = []
 
-    def load(folder):
+    def load(folder, family=None):
         read.append(str(folder))
         return look.tokenizer(folder)
 
@@ -120,7 +120,7 @@ def test_the_vocabulary_of_a_run(letters, tmp_path, capsys):
 
 def test_records_cannot_take_over_the_terminal():
     painter = preview.Painter(
-        SimpleNamespace(vocab_size=200, decode=lambda ids: "\x1b[2J\r"), 9, False
+        SimpleNamespace(vocab_size=200, decode=lambda ids, **_: "\x1b[2J\r"), 9, False
     )
     assert painter(np.array([7]), np.array([False])) == "\\x1b[2J\\x0d"
     assert painter(np.array([7, 300]), np.array([False, True])) == "\\x1b[2J\\x0d[<id 300>]"

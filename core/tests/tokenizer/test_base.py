@@ -182,6 +182,19 @@ def test_decoding_takes_any_rows(plain, rows, text):
     assert plain.decode(rows) == text
 
 
+def test_a_model_may_show_no_special_tokens_unasked_and_begin_texts_with_several():
+    class Quiet(Letters):
+        _skips_special = True
+        prefix_ids = (200, 201)
+
+    quiet = Quiet(SPECIAL, eos_token="</s>", add_eos_token=True)
+    assert quiet.encode("ab") == [200, 201, 97, 98, 201]
+    assert quiet("abc", max_length=4)["input_ids"] == [200, 201, 97, 201]
+    row = quiet.encode("ab")
+    assert quiet.decode(row) == quiet.batch_decode([row])[0] == "ab"
+    assert quiet.decode(row, skip_special_tokens=False) == "<s></s>ab</s>"
+
+
 def test_decoding_special_and_unknown_ids(plain):
     row = [200, 97, 201, 98, 202, 150, 9999]
     assert plain.decode(row) == "<s>a</s>b<pad>\ufffd\ufffd"

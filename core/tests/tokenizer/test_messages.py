@@ -60,6 +60,17 @@ def test_every_problem_has_a_line():
     assert len(caught.value.problems) == 3
 
 
+def test_what_can_be_answered():
+    asked, answered = Conversation(question="q"), Conversation(rounds=[("q", "a")])
+    for made in (asked, answered):
+        made.check(answer_follows=False)
+    asked.check(answer_follows=True)
+    with pytest.raises(TokenizerError, match="messages: end with an answer; must end with a ques"):
+        answered.check(answer_follows=True)
+    with pytest.raises(TokenizerError, match="messages: hold no question; must hold one; add a"):
+        Conversation("s").check(answer_follows=False)
+
+
 def test_a_tokenizer_without_a_format():
     with pytest.raises(TokenizerError, match="chat: Tokenizer has no chat format; must be"):
         Tokenizer({}).apply_chat_template([message("user")])

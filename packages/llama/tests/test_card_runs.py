@@ -1,86 +1,28 @@
-"""Every value of every run file of the model cards of Code Llama and Llama 2 is accepted and kept.
-
-`card/*.yaml` hold what the files of a card share, and what each adds.
-"""
+"""Every value of every run file of the cards of Code Llama and Llama 2 is accepted and kept."""
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from cards import Card, kept, places, shown, written
 
 from lm_core.cli import run_verb
-from lm_core.config.load import dump_run, load_run
+from lm_core.config.load import load_run
 from lm_core.spec import read_run
 from lm_llama import SPEC
 from lm_llama.config import PRESETS
 
 HERE = Path(__file__).parent
-CARDS = {
-    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
-    for path in (HERE / "card" / "codellama.yaml", HERE / "card" / "llama2.yaml")
-}
-FILES = [(card, name) for card, values in CARDS.items() for name in values["files"]]
-
-RENAMED = {
-    "MFTrainOneStepCell": "train_one_step",
-    "DynamicLossScaleUpdateCell": "dynamic",
-    "CausalLanguageModelingTrainer": "text_generation",
-    "CausalLanguageModelDataset": "causal_lm",
-    "FP32StateAdamWeightDecay": "adamw",
-    "CosineWithWarmUpLR": "cosine",
-    "MFLossMonitor": "loss_monitor",
-    "CheckpointMointor": "checkpoint",
-    "ObsMonitor": "obs",
-    "PerplexityMetric": "perplexity",
-}
-"""The only values that a loaded run spells differently."""
-
-
-def card_run(card: str, name: str) -> dict[str, Any]:
-    values = copy.deepcopy(CARDS[card]["common"])
-    for key, value in CARDS[card]["files"][name].items():
-        *sections, last = key.split(".")
-        place: Any = values
-        for section in sections:
-            place = place[int(section)] if section.isdigit() else place.setdefault(section, {})
-        place[last] = copy.deepcopy(value)
-    return values
-
-
-def flat(values: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        pairs = values.items()
-    elif isinstance(values, list) and values and isinstance(values[0], dict):
-        pairs = enumerate(values)
-    else:
-        return {path: values}
-    return {
-        k: v for key, value in pairs for k, v in flat(value, f"{path}.{key}".lstrip(".")).items()
-    }
-
-
-def written(folder: Path, values: dict[str, Any]) -> Path:
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+CARDS = {name: Card.read(HERE / "card" / f"{name}.yaml") for name in ("codellama", "llama2")}
+FILES = [(card, name) for card, values in CARDS.items() for name in values.files]
 
 
 @pytest.mark.parametrize(("card", "name"), FILES)
 def test_run_files_load_value_for_value(card: str, name: str, tmp_path: Path):
-    values = card_run(card, name)
-    path = written(tmp_path, values)
-    run = load_run(path, family=SPEC)
-    shown = flat(yaml.safe_load(dump_run(run)))
-    shown |= {key.replace("metric.0", "metric"): value for key, value in shown.items()}
-    for key, value in flat(values).items():
-        wanted = RENAMED.get(value, value) if isinstance(value, str) else value
-        assert shown[key] == wanted, key
-    assert read_run(path).model.config == run.model.config
+    kept(CARDS[card].run(name), SPEC, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +36,7 @@ def test_run_files_load_value_for_value(card: str, name: str, tmp_path: Path):
     ],
 )
 def test_the_sizes_of_the_files_are_those_of_the_presets(card, name, preset, tmp_path: Path):
-    config = load_run(written(tmp_path, card_run(card, name)), family=SPEC).model.config
+    config = load_run(written(tmp_path, CARDS[card].run(name)), family=SPEC).model.config
     assert config.parameter_count() == PRESETS[preset].parameter_count()
     assert (config.rms_norm_eps, config.theta) == (
         PRESETS[preset].rms_norm_eps,
@@ -117,9 +59,9 @@ def test_the_sizes_of_the_files_are_those_of_the_presets(card, name, preset, tmp
     ],
 )
 def test_other_words_of_the_cards(word: str, value: Any, tmp_path: Path):
-    path = written(tmp_path, card_run("codellama", "codellama_34b_910b"))
+    path = written(tmp_path, CARDS["codellama"].run("codellama_34b_910b"))
     run = load_run(path, [f"{word}={value}"], family=SPEC)
-    assert flat(yaml.safe_load(dump_run(run)))[word] == value
+    assert shown(run)[word] == value
 
 
 FINETUNE = """\
@@ -186,15 +128,13 @@ max_new_tokens: 512      #设置最大生成长度
 """
 
 
-@pytest.mark.parametrize("where", ["pasted behind", "in its section"])
+PLACES = places(INFERENCE, "predict_codellama_34b")
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_the_fragment_of_inference(where: str, tmp_path: Path):
-    indented = "".join(f"    {line}\n" for line in INFERENCE.splitlines())
-    text = {
-        "pasted behind": f"base: predict_codellama_34b\n{INFERENCE}",
-        "in its section": f"base: predict_codellama_34b\nmodel:\n  model_config:\n{indented}",
-    }[where]
     path = tmp_path / "r.yaml"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(PLACES[where], encoding="utf-8")
     config = read_run(path).model.config
     assert (config.max_new_tokens, config.max_decode_length, config.top_k) == (512, 512, 3)
     assert (config.use_past, config.extend_method, config.pretrain_seqlen) == (True, "None", 4096)

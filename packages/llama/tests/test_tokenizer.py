@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from outside import DATA
 from sentencepiece import SentencePieceProcessor
 
 from lm_core import AutoTokenizer
-from lm_core.errors import TokenizerError
+from lm_core import spec as registry
+from lm_core.config.model import ModelConfig
+from lm_core.errors import ConfigError, TokenizerError
 from lm_core.generation.streamer import TextPieces
 from lm_core.testing import tiny
 from lm_core.tokenizer.sentencepiece import SPACE
 from lm_core.tokenizer.sentencepiece_model import with_pieces
+from lm_llama import SPEC
 from lm_llama.tokenizer import LlamaTokenizer, load
 
 VOCABULARY = DATA / "llama"
@@ -190,6 +194,25 @@ def test_a_folder_with_a_model_configuration_alone(tmp_path):
 
 def test_a_folder_with_nothing_but_the_vocabulary(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(tiny.sentencepiece_model())
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert isinstance(tokenizer, LlamaTokenizer)
-    assert (tokenizer.add_bos_token, tokenizer.pad_token_id, tokenizer.legacy) == (True, 0, True)
+    for family in ("llama", "llama2_7b", SPEC.presets["llama_tiny"]):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path, family=family)
+        assert isinstance(tokenizer, LlamaTokenizer)
+        assert (tokenizer.add_bos_token, tokenizer.pad_token_id) == (True, 0)
+        assert tokenizer.legacy
+    with pytest.raises(ConfigError, match="no installed package knows 'lama'"):
+        AutoTokenizer.from_pretrained(tmp_path, family="lama")
+
+
+def test_whose_a_vocabulary_is_is_not_guessed(tmp_path, monkeypatch):
+    """One package that reads it will do; where there are two, their ids would differ."""
+    (tmp_path / "tokenizer.model").write_bytes(tiny.sentencepiece_model())
+    both = {"llama": SPEC, "other": replace(SPEC, name="other", config_class=ModelConfig)}
+    monkeypatch.setattr(registry, "installed", lambda: {"llama": SPEC})
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path), LlamaTokenizer)
+    monkeypatch.setattr(registry, "installed", lambda: both)
+    with pytest.raises(TokenizerError, match="holds a vocabulary of llama or other; must") as e:
+        AutoTokenizer.from_pretrained(tmp_path)
+    assert len(e.value.problems) == 1 and 'family="llama"' in str(e.value)
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(TokenizerError, match="is no sentencepiece model"):
+        AutoTokenizer.from_pretrained(tmp_path)

@@ -155,18 +155,6 @@ def test_a_report_with_all_names(config):
     assert "k_proj.weight is [48, 48] and must be [16, 48]" in wrong
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("layout", TABLES)
-def test_every_preset_goes_through_every_table(layout, preset):
-    config, table, nothing = PRESETS[preset], TABLES[layout], np.dtype([])
-    arrays = {name: np.empty(shape, nothing) for name, shape in shapes(config).items()}
-    theirs = table.save(Memory(arrays), config)
-    given = {name: np.empty(spec.shape, nothing) for name, spec in theirs.specs.items()}
-    back = table.load(Memory(given), config)
-    assert {name: spec.shape for name, spec in back.specs.items()} == shapes(config)
-    assert table.recognised(theirs.specs) == len(theirs.specs)
-
-
 def test_the_published_shapes():
     """Of codellama/CodeLlama-34b-hf."""
     arrays = {n: np.empty(s, np.dtype([])) for n, s in shapes(PRESETS["codellama_34b"]).items()}

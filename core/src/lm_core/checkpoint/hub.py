@@ -300,10 +300,17 @@ def _given(
 
 def family_of(config: ModelConfig) -> ModelSpec:
     """The installed family that a configuration object belongs to."""
+    if (spec := family_if_any(config)) is not None:
+        return spec
+    raise ConfigError(f"model: no installed package has a {type(config).__name__}")
+
+
+def family_if_any(config: ModelConfig) -> ModelSpec | None:
+    """The same, or None where it is of none."""
     for spec in registry.installed().values():
         if isinstance(config, spec.config_class):
             return spec
-    raise ConfigError(f"model: no installed package has a {type(config).__name__}")
+    return None
 
 
 def layout_of(spec: ModelSpec, config: ModelConfig, tensors: Tensors) -> str:

@@ -80,7 +80,7 @@ def check_world(run: RunConfig, world_size: int) -> None:
 
 
 def no_effect(run: RunConfig) -> list[str]:
-    """Dotted keys that were set to something, and that this back end has no use for."""
+    """Dotted keys that were set to something, and that nothing here has a use for."""
     return sorted(
         [*_without_effect(run, ()), *_without_effect(run.model.config, ("model", "model_config"))]
     )
@@ -104,4 +104,4 @@ def report_no_effect(run: RunConfig) -> None:
     keys = no_effect(run)
     if keys:
         text = ", ".join(keys)
-        notice_once(f"no effect: {text}", f"accepted, but without effect on this back end: {text}")
+        notice_once(f"no effect: {text}", f"accepted, but without effect: {text}")

@@ -8,7 +8,7 @@ from lm_core.config.section import NO_EFFECT, OneOf, Positive, Section
 
 
 class TokenizerConfig(Section):
-    """Which vocabulary, and special tokens that differ from the vocabulary's own."""
+    """Which vocabulary. Its files, and the model's package, say which tokens are special."""
 
     type: str = ""
     """Accepted as the cards write it; the model package decides."""
@@ -16,17 +16,17 @@ class TokenizerConfig(Section):
     merges_file: str | None = None
     merge_file: str | None = None
     tokenizer_file: str | None = None
-    max_length: Positive | None = None
-    padding_side: Literal["left", "right"] = "right"
-    add_bos_token: bool | None = None
-    add_eos_token: bool | None = None
-    unk_token: str | None = None
-    bos_token: str | None = None
-    eos_token: str | None = None
-    pad_token: str | None = None
-    end_token: str | None = None
-    mask_token: str | None = None
-    gmask_token: str | None = None
+    max_length: Annotated[Positive | None, NO_EFFECT] = None
+    padding_side: Annotated[Literal["left", "right"], NO_EFFECT] = "right"
+    add_bos_token: Annotated[bool | None, NO_EFFECT] = None
+    add_eos_token: Annotated[bool | None, NO_EFFECT] = None
+    unk_token: Annotated[str | None, NO_EFFECT] = None
+    bos_token: Annotated[str | None, NO_EFFECT] = None
+    eos_token: Annotated[str | None, NO_EFFECT] = None
+    pad_token: Annotated[str | None, NO_EFFECT] = None
+    end_token: Annotated[str | None, NO_EFFECT] = None
+    mask_token: Annotated[str | None, NO_EFFECT] = None
+    gmask_token: Annotated[str | None, NO_EFFECT] = None
 
 
 class DataLoader(Section):

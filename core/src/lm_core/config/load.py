@@ -139,7 +139,7 @@ def _rename(layers: Layers, config: type[ModelConfig]) -> list[Problem]:
             found.append((old, f"is given, and so is {new[-1]}, which is the same; keep one"))
         for kept in (layers.origins, layers.texts):
             if old in kept:
-                kept.setdefault(new, kept[old])
+                kept.setdefault(new, kept.pop(old))
     return found
 
 

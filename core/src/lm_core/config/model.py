@@ -65,6 +65,9 @@ class ModelConfig(Section):
 
     architectures: ClassVar[Mapping[str, str]] = {}
     """Names that `model.arch.type` may have -> the task they are for."""
+    normalised_head: ClassVar[bool] = False
+    """Whether logits are products with the directions of the head's columns; such a head cannot
+    have an adapter, which could not be merged."""
     other_names: ClassVar[Mapping[str, str]] = {}
     """What run files of others call a field -> the field."""
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset()

@@ -193,13 +193,12 @@ def _text_item(waiting: list[tuple[str, str]]) -> Item:
 def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, str]]) -> Encoded:
     """Encodes pieces of documents; puts the end-of-text token after each document.
 
-    Before it comes the token that begins a text, where the tokenizer has it before every text.
+    Before it come the tokens that the tokenizer has before every text.
     """
-    end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    end = tokenizer.eos_token_id
     if end is None:
         raise DataError("tokenizer: has no eos_token to separate documents; name one")
-    begins = [begin] if tokenizer.add_bos_token and begin is not None else []
-    marks = {_BEGIN: np.array(begins, np.int32), _END: np.array([end], np.int32)}
+    marks = {_BEGIN: np.array(tokenizer.prefix_ids, np.int32), _END: np.array([end], np.int32)}
     ids = [marks[mark] if mark else tokenizer.encode_piece(text) for text, mark in work]
     after = np.cumsum([len(piece) for piece in ids])
     ends = [int(at) for at, (_, mark) in zip(after, work, strict=True) if mark == _END]

@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from lm_core.nn import block_sizes
+from lm_core.nn.alibi import slopes
 from lm_core.nn.blockwise import BlockwiseAttention, DocumentBlocks
 from lm_core.nn.causal import CausalAttention, DocumentAttention
 from lm_core.nn.dropout import Dropout
@@ -38,6 +39,7 @@ class CausalSelfAttention(nn.Cell):
             neighbours hold the same one.
         head_dim: D; None: H / N.
         rotate: turns queries and keys by their positions.
+        linear_biases: scores fall with the distance (`lm_core.nn.alibi`).
         blockwise: never hold all probabilities at once (where no dropout forbids it).
         softmax_type: type of the softmax.
         qkv_bias: q, k and v have biases; None: as `bias` says.
@@ -57,6 +59,7 @@ class CausalSelfAttention(nn.Cell):
         kv_heads: int | None = None,
         head_dim: int | None = None,
         rotate: nn.Cell | None = None,
+        linear_biases: bool = False,
         blockwise: bool = False,
         softmax_type: str = "float32",
         qkv_bias: bool | None = None,
@@ -87,10 +90,12 @@ class CausalSelfAttention(nn.Cell):
             dropout, site, heads=heads, own_heads=(context.tp_rank * self.heads, self.heads)
         )
         shape = (self.heads, self.kv_heads)
-        self.attend = CausalAttention(*shape, probabilities, softmax_type)
-        self.attend_documents = DocumentAttention(*shape, probabilities, softmax_type)
-        self.blocks = BlockwiseAttention(*shape, softmax_type)
-        self.document_blocks = DocumentBlocks(*shape, softmax_type)
+        first = context.tp_rank * self.heads
+        self.slopes = slopes(heads)[first : first + self.heads] if linear_biases else None
+        whole = (*shape, probabilities, softmax_type, self.slopes)
+        self.attend, self.attend_documents = CausalAttention(*whole), DocumentAttention(*whole)
+        blocks = (*shape, softmax_type, self.slopes)
+        self.blocks, self.document_blocks = BlockwiseAttention(*blocks), DocumentBlocks(*blocks)
         self.blockwise = blockwise
         self.softmax_type = backend.compute_dtype(softmax_type)
         self.softmax = ops.Softmax(-1)
@@ -205,7 +210,7 @@ class CausalSelfAttention(nn.Cell):
             k_cache: [B * G, C, D], written in place.
             v_cache: the same.
             index: int32 [B * G, 2], (row of the cache, position to write).
-            mask: [B * G, 1, C], 0 where the row may look and MASKED elsewhere.
+            mask: of `CausalLM.cache_mask`.
             rotary: of `CausalLM.rotary_matrices`.
 
         Returns:

@@ -22,6 +22,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.ops.primitive import constexpr
 
 from lm_core.nn import block_sizes
+from lm_core.nn.alibi import LinearBias
 from lm_core.parallel import backend
 
 MASKED = -1e9
@@ -36,9 +37,16 @@ class _Blocks(nn.Cell):
         heads: N of this rank.
         kv_heads: G of this rank.
         softmax_type: type of the softmax.
+        slopes: of the linear biases of these heads (`lm_core.nn.alibi`); None: there are none.
     """
 
-    def __init__(self, heads: int, kv_heads: int, softmax_type: str = "float32") -> None:
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        softmax_type: str = "float32",
+        slopes: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads = heads, kv_heads
         self.softmax_type = backend.compute_dtype(softmax_type)
@@ -47,6 +55,7 @@ class _Blocks(nn.Cell):
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.product_at = ops.BatchMatMul(transpose_a=True)
         self.add_mask = ops.BiasAdd()
+        self.linear_bias = None if slopes is None else LinearBias(slopes, self.softmax_type)
         self.on_cpu = backend.on_cpu()
         self.spread, self.clamp = ops.MatMul(), ops.ReLU6()
         self.row_sum = ops.ReduceSum(keep_dims=True)
@@ -105,10 +114,13 @@ class _Blocks(nn.Cell):
         keys = k.shape[1]
         size = queries * self.kv_heads // self.heads
         scores = self.product_bt(q, k).astype(self.softmax_type)
-        scores = self.add_mask(
-            scores.reshape((groups * queries // size, size * keys)),
-            self.mask(size, keys, first).astype(self.softmax_type).reshape((-1,)),
-        )
+        scores = scores.reshape((groups * queries // size, size * keys))
+        ahead = self.ahead(size, keys, first)
+        mask = self.clamp(ahead * 6.0) * (MASKED / 6.0)  # 6 at least is 6
+        if self.linear_bias is None:
+            scores = self.add_mask(scores, mask.astype(self.softmax_type).reshape((-1,)))
+        else:
+            scores = self.linear_bias(scores, (ahead + mask).reshape((-1,)))
         if len(segments) == 1:
             batch = segments[0].shape[0]
             blocks = segments[0].reshape((batch, -1, size))
@@ -116,18 +128,17 @@ class _Blocks(nn.Cell):
             scores = documents_apart(scores, own, segments[0][:, :keys])
         return self.softmax(scores.reshape((groups, queries, keys))).astype(q.dtype)
 
-    def mask(self, size: int, keys: int, first: Tensor) -> Tensor:
-        """float32 [size, K]: MASKED where a key is behind its query, else 0."""
+    def ahead(self, size: int, keys: int, first: Tensor) -> Tensor:
+        """float32 [size, K]: position of each key less that of each query."""
         rows = Tensor(np.arange(size, dtype=np.int32).reshape(size, 1)) + first
         columns = np.arange(keys, dtype=np.int32).reshape(1, keys)
         if not self.on_cpu:
-            return (Tensor(columns) > rows).astype(ms.float32) * MASKED
-        # How far ahead a key is, as a product: sums of a column and a row keep much memory. All
-        # are whole numbers that float32 has, and 6 at least is 6.
+            return (Tensor(columns) - rows).astype(ms.float32)
+        # As a product: sums of a column and a row keep much memory. All are whole numbers that
+        # float32 has.
         left = ops.concat((-rows.astype(ms.float32), ops.ones((size, 1), ms.float32)), 1)
         right = np.concatenate([np.ones_like(columns), columns]).astype(np.float32)
-        ahead = self.spread(left, Tensor(right))
-        return self.clamp(ahead * 6.0) * (MASKED / 6.0)
+        return self.spread(left, Tensor(right))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Tensor, ...]) -> Tensor:
         """Attends.

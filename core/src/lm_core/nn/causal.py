@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from lm_core.nn.alibi import LinearBias
 from lm_core.nn.blockwise import MASKED, documents_apart, swapped
 from lm_core.nn.dropout import Dropout
 from lm_core.parallel import backend
@@ -28,10 +29,16 @@ class _Attention(nn.Cell):
         kv_heads: G of this rank.
         dropout: of the probabilities.
         softmax_type: type of the softmax ("float32", ...).
+        slopes: of the linear biases of these heads (`lm_core.nn.alibi`); None: there are none.
     """
 
     def __init__(
-        self, heads: int, kv_heads: int, dropout: Dropout, softmax_type: str = "float32"
+        self,
+        heads: int,
+        kv_heads: int,
+        dropout: Dropout,
+        softmax_type: str = "float32",
+        slopes: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads = heads, kv_heads
@@ -42,6 +49,7 @@ class _Attention(nn.Cell):
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.product_at = ops.BatchMatMul(transpose_a=True)
         self.add_mask = ops.BiasAdd()
+        self.linear_bias = None if slopes is None else LinearBias(slopes, self.softmax_type)
         self.row_sum = ops.ReduceSum(keep_dims=True)
         self.gather = ops.Gather()
 
@@ -73,10 +81,11 @@ class _Attention(nn.Cell):
         groups, queries, _ = q.shape
         length = k.shape[1]
         scores = self.product_bt(q, k).astype(self.softmax_type)
-        scores = self.add_mask(
-            scores.reshape((groups * queries // length, length * length)),
-            causal_mask(length, self.softmax_type),
-        )
+        scores = scores.reshape((groups * queries // length, length * length))
+        if self.linear_bias is None:
+            scores = self.add_mask(scores, causal_mask(length, self.softmax_type))
+        else:
+            scores = self.linear_bias(scores, causal_distances(length))
         if len(segments) == 1:
             scores = documents_apart(scores, segments[0], segments[0])
         return self.softmax(scores.reshape((groups, queries, length))).astype(q.dtype)
@@ -181,3 +190,10 @@ class DocumentAttention(_Attention):
 def causal_mask(length: int, dtype: ms.Type = ms.float32) -> Tensor:
     """[S * S], row by row: 0 on and below the diagonal, MASKED above."""
     return Tensor(np.triu(np.full((length, length), MASKED, np.float32), 1).reshape(-1), dtype)
+
+
+def causal_distances(length: int) -> Tensor:
+    """float32 [S * S], row by row: j - i on and below the diagonal, MASKED above."""
+    at = np.arange(length, dtype=np.float32)
+    found = at - at.reshape(-1, 1)
+    return Tensor(np.where(found > 0, np.float32(MASKED), found).reshape(-1))

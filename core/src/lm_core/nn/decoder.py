@@ -13,7 +13,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from lm_core.nn import init
 from lm_core.nn.blockwise import MASKED
 from lm_core.nn.dropout import Dropout, dropout_key
-from lm_core.nn.embedding import Head, TiedEmbedding, VocabParallelEmbedding
+from lm_core.nn.embedding import Head, NormHead, TiedEmbedding, VocabParallelEmbedding
 from lm_core.nn.network import DROPOUT_STATE, Network
 from lm_core.nn.norm import LayerNorm
 from lm_core.parallel.context import ParallelContext
@@ -154,7 +154,8 @@ class CausalLM(Network):
         if context.is_last_stage:
             self.norm = norm()
             if not (config.is_classifier or self.ties_words):
-                self.head = Head(config.hidden_size, config.vocab_size, context, **self._table)
+                head = NormHead if config.normalised_head else Head
+                self.head = head(config.hidden_size, config.vocab_size, context, **self._table)
         if not init.skip_initial_values():
             self.initialize(0)
 
@@ -237,6 +238,8 @@ class CausalLM(Network):
         rotary = self.rotary_tables(positions)
         for i, layer in enumerate(self.layers):
             x = layer.prefill(x, batch, k_caches[i], v_caches[i], rotary)
+        if not self.ties_words:
+            self.head.prepare()
         last = Tensor(np.arange(batch, dtype=np.int32) * length) + lengths - 1
         return self.whole_logits(self.norm(ops.gather(x, last, 0)))
 
@@ -259,13 +262,36 @@ class CausalLM(Network):
         heads = rows // batch
         at = ops.tile(positions.reshape((batch, 1)), (1, heads)).reshape((rows, 1))
         index = ops.concat((Tensor(np.arange(rows, dtype=np.int32).reshape(-1, 1)), at), 1)
-        seen = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, -1)) <= at
-        mask = ((1.0 - seen.astype(ms.float32)) * MASKED).reshape((rows, 1, capacity))
+        mask = self.cache_mask(at, capacity)
         x = self.embed(tokens, positions, Tensor(np.zeros(2, np.int32)))
         rotary = self.rotary_matrices(positions)
         for i, layer in enumerate(self.layers):
             x = layer.step(x, k_caches[i], v_caches[i], index, mask, rotary)
-        return self.whole_logits(self.norm(x))
+        x = self.norm(x)
+        return self.gathered(self.logits(x) if self.ties_words else self.head.step(x))
+
+    def cache_mask(self, at: Tensor, capacity: int) -> Tensor:
+        """What is added to the scores of one token of each row.
+
+        Args:
+            at: int32 [B * G, 1], its position, once for each head of keys.
+            capacity: C.
+
+        Returns:
+            float32 [B * G, 1, C], 0 where the row may look and MASKED elsewhere; with linear
+            biases [B * G, R, C], and they are in it.
+        """
+        rows = at.shape[0]
+        places = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, -1))
+        seen = places <= at
+        mask = ((1.0 - seen.astype(ms.float32)) * MASKED).reshape((rows, 1, capacity))
+        attention = self.layers[0].attention
+        if attention.slopes is None:
+            return mask
+        own = attention.slopes.astype(np.float32).reshape(attention.kv_heads, -1, 1)
+        factors = Tensor(np.tile(own, (rows // attention.kv_heads, 1, 1)))
+        distances = (places - at).astype(ms.float32).reshape((rows, 1, capacity))
+        return factors * distances + mask
 
     def forget_graphs(self) -> None:
         """After a change of the layers: what is compiled is the network as it was."""

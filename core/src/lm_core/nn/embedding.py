@@ -15,6 +15,9 @@ from lm_core.parallel.collectives import ReduceFromTensorParallel
 from lm_core.parallel.context import ParallelContext
 from lm_core.parallel.partition import WHOLE, Cut
 
+INVERSE_NORMS = "inverse_norms"
+"""A parameter of `NormHead` that is no weight."""
+
 
 class Embedding(nn.Cell):
     """Rows of a table [count, H]."""
@@ -187,3 +190,76 @@ class Head(ColumnParallelLinear):
     def construct(self, x: Tensor) -> Tensor:
         """x: [T, H]. Returns [T, V], or this rank's columns of it."""
         return super().construct(self.enter(x))
+
+    def prepare(self) -> None:
+        """What `step` needs of the weight, worked out once for many steps: nothing."""
+
+    def step(self, x: Tensor) -> Tensor:
+        """As `construct`, after `prepare`."""
+        return self.construct(x)
+
+
+class NormHead(Head):
+    """An output head that reads the directions of its columns only (Baichuan 2, section 2.2.4).
+
+    Logits are x W / |w_v|, with the length of each word's column, at least 1e-12 as where it comes
+    from. The weight stays as it is: in training the lengths are part of the network, and while
+    generating they are worked out once for each prompt.
+    """
+
+    def __init__(self, hidden: int, count: int, context: ParallelContext, **options: Any) -> None:
+        super().__init__(hidden, count, context, **options)
+        columns = self.weight.shape[1]
+        self.inverse_norms = Parameter(
+            Tensor(np.zeros((1, columns), np.float32)), name=INVERSE_NORMS, requires_grad=False
+        )
+        self.normed = NormedProduct()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x: [T, H]. Returns float32 [T, V], or this rank's columns of it."""
+        logits, _ = self.normed(self.enter(x).astype(ms.float32), self.weight.astype(ms.float32))
+        return logits
+
+    def prepare(self) -> None:
+        """Works out the lengths."""
+        ops.assign(self.inverse_norms, inverse_norms(self.weight.astype(ms.float32)))
+
+    def step(self, x: Tensor) -> Tensor:
+        """x: [B, H]."""
+        return (
+            self.matmul(x.astype(ms.float32), self.weight.astype(ms.float32)) * self.inverse_norms
+        )
+
+
+def inverse_norms(weight: Tensor) -> Tensor:
+    """float32 [H, V]. Returns 1 / max(|w_v|, 1e-12), [1, V]."""
+    squares = ops.MatMul()(ops.ones((1, weight.shape[0]), ms.float32), weight * weight)
+    return ops.rsqrt(ops.maximum(squares, Tensor(1e-24, ms.float32)))
+
+
+class NormedProduct(nn.Cell):
+    """Y = X W / |w_v|, [T, V], with a backward pass that keeps Y alone.
+
+    With g = dY / |w_v|: dX = g W^T and dW = X^T g - W diag(sum_t(Y dY) / |w_v|^2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = ops.MatMul()
+        self.product_bt = ops.MatMul(transpose_b=True)
+        self.product_at = ops.MatMul(transpose_a=True)
+
+    def construct(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """x: float32 [T, H]; weight: float32 [H, V]. Returns Y, and 1 / |w_v| [1, V]."""
+        inverse = inverse_norms(weight)
+        return self.product(x, weight) * inverse, inverse
+
+    def bprop(
+        self, x: Tensor, weight: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Only the first output is differentiated."""
+        y, inverse = out
+        dy = dout[0]
+        g = dy * inverse
+        along = self.product(ops.ones((1, x.shape[0]), x.dtype), y * dy) * inverse * inverse
+        return self.product_bt(g, weight), self.product_at(x, g) - weight * along

@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.nn.cell import _cell_graph_executor
 
 from lm_core.nn import init
-from lm_core.nn.embedding import Embedding, TiedEmbedding
+from lm_core.nn.embedding import INVERSE_NORMS, Embedding, TiedEmbedding
 from lm_core.nn.linear import Linear
 from lm_core.nn.loss import CrossEntropy, VocabParallelCrossEntropy
 from lm_core.parallel import backend
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lm_core.config.model import ModelConfig
 
 DROPOUT_STATE = "dropout_state"
-"""The one parameter that is no weight."""
+_NO_WEIGHTS = (DROPOUT_STATE, INVERSE_NORMS)
+"""Ends of the names of parameters that are no weights."""
 
 
 class Network(nn.Cell):
@@ -79,7 +80,11 @@ class Network(nn.Cell):
 
     def whole_logits(self, x: Tensor) -> Tensor:
         """x: [T, H], normalised. Returns float32 [T, V] on every rank."""
-        found = self.logits(x).astype(ms.float32)
+        return self.gathered(self.logits(x))
+
+    def gathered(self, logits: Tensor) -> Tensor:
+        """[T, V], or this rank's part of V. Returns float32 [T, V] on every rank."""
+        found = logits.astype(ms.float32)
         return found if self.gather_logits is None else self.gather_logits(found)
 
     def loss_terms(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +105,10 @@ class Network(nn.Cell):
         return self.cross_entropy(self.logits(x), labels.reshape((-1,)))
 
     def named_parameters(self) -> dict[str, Parameter]:
-        """The weights by name, without the dropout state."""
-        return {p.name: p for p in self.get_parameters() if p.name != DROPOUT_STATE}
+        """The weights by name."""
+        return {
+            p.name: p for p in self.get_parameters() if p.name.rpartition(".")[2] not in _NO_WEIGHTS
+        }
 
     def initialize(self, seed: int, only: Collection[str] | None = None) -> None:
         """Random initial values from (seed, name, shape); norms and biases keep ones and zeros.

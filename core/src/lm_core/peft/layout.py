@@ -5,7 +5,8 @@ A LoRA adds `scale * (x A) B` to a layer's `x W`. Ours are stored as weights are
 layer where we have several (GPT-2's c_attn is our q, k and v). So B goes through the operations of
 that layer's row in the weight table, with r in place of `in`: whatever they do to the outputs of W
 they do to those of B. A is shared by the parts. The other way, parts with inputs A1, A2, ... become
-one adapter of rank r1 + r2 + ..., whose B is zero outside of the blocks.
+one adapter of rank r1 + r2 + ..., whose B is zero outside of the blocks; what is zero there is left
+out again when it is read for a smaller rank.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def _put(
     where: str,
 ) -> None:
     """Adds a pair, checked, filled up to `rank` and scaled."""
-    a, b = pair
+    a, b = _without_zeros(*pair, rank)
     own = a.shape[-1]
     if a.shape != (shape[0], own) or b.shape != (own, shape[1]) or own > rank:
         raise CheckpointError(
@@ -226,6 +227,14 @@ def _put(
         b = (b * np.float32(factor)).astype(b.dtype)
     found[f"{layer}.lora_a"] = np.ascontiguousarray(np.pad(a, ((0, 0), (0, rank - own))))
     found[f"{layer}.lora_b"] = np.ascontiguousarray(np.pad(b, ((0, rank - own), (0, 0))))
+
+
+def _without_zeros(a: np.ndarray, b: np.ndarray, rank: int) -> Pair:
+    """A [in, r] and B [r, out] without rows of B that are 0, where r is more than `rank`."""
+    if a.shape[-1] <= rank or a.shape[-1] != b.shape[0]:
+        return a, b
+    used = np.flatnonzero(b.any(axis=1)) if b.any() else np.arange(rank)
+    return a[:, used], b[used]
 
 
 def _shortest(names: list[str], all_names: Iterable[str]) -> list[str]:

@@ -20,22 +20,21 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-DEFAULT = r".*\.attention\.[qv]"
-"""Queries and values, as in the paper (section 4.2)."""
-
 _WHERE = "pet_config.target_modules"
 
 
 def linear_layers(spec: ModelSpec, config: ModelConfig) -> dict[str, Shape]:
     """Name -> (in, out) of every layer that can have an adapter.
 
-    That is all matrices but embeddings, and heads of a task, which are trained themselves.
+    That is all matrices but embeddings, heads of a task, which are trained themselves, and heads
+    that are normalised.
     """
     return {
         name.removesuffix(".weight"): tuple(shape)
         for name, shape in spec.tables["hf"].shapes(config).items()
         if len(shape) == 2 and name.endswith(".weight") and "embedding" not in name
         if not is_task_head(name)
+        if not (config.normalised_head and name == "head.weight")
     }
 
 
@@ -62,7 +61,7 @@ def targets(spec: ModelSpec, config: ModelConfig, lora: LoraConfig) -> dict[str,
     Raises:
         ConfigError: the pattern is no regular expression, or no layer has such a name.
     """
-    wanted = DEFAULT if lora.target_modules is None else lora.target_modules
+    wanted = spec.adapted if lora.target_modules is None else lora.target_modules
     chosen, excluded = (
         _matcher(wanted, _WHERE),
         _matcher(lora.exclude_layers or [], "exclude_layers"),

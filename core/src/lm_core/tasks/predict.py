@@ -136,7 +136,8 @@ def open_pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any])
         )
     adapter = settings.load_adapter or None
     model = job.load(settings, checkpoint, job.join(settings), adapter=adapter)
-    tokenizer = AutoTokenizer.from_pretrained(_vocabulary(settings, args, model))
+    vocabulary = _vocabulary(settings, args, model)
+    tokenizer = AutoTokenizer.from_pretrained(vocabulary, family=config)
     return pipeline(config.task, model, tokenizer, **options)
 
 

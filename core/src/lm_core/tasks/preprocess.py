@@ -217,7 +217,7 @@ def _tokenizer(spec: ModelSpec, args: Namespace) -> Tokenizer:
     from lm_core.auto import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(args.tokenizer_type)
+        return AutoTokenizer.from_pretrained(args.tokenizer_type, family=spec.name)
     except LmError as error:
         raise TokenizerError(
             f"tokenizer: {error.problems[0]}; or add --tokenizer FOLDER, a folder that holds the "

@@ -195,7 +195,7 @@ class Painter:
         known = self.tokenizer.vocab_size
         parts = groupby(ids, lambda index: 0 <= index < known)
         text = "".join(
-            str(self.tokenizer.decode(list(part)))
+            str(self.tokenizer.decode(list(part), skip_special_tokens=False))
             if inside
             else "".join(f"<id {index}>" for index in part)
             for inside, part in parts
@@ -219,11 +219,12 @@ def _tokenizer(args: Namespace, settings: RunConfig | None) -> Tokenizer | None:
     """The vocabulary that is named; else one that lies near the records and can be read."""
     from lm_core.auto import AutoTokenizer
 
+    family = None if settings is None else settings.model.config
     if args.tokenizer:
-        return AutoTokenizer.from_pretrained(args.tokenizer)
+        return AutoTokenizer.from_pretrained(args.tokenizer, family=family)
     for folder in _places(Path(args.records), settings):
         try:
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, family=family)
         except LmError as error:
             get_logger(__name__).warning("%s", error.problems[0])
     get_logger(__name__).info("no vocabulary near the records; ids are shown: add --tokenizer DIR")

@@ -22,8 +22,7 @@ from lm_core.testing import parity, tiny
 from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.classification import ClassifierContract
 from lm_core.testing.distributed import ParallelContract
-from lm_core.testing.parity import TOLERANCES
-from lm_core.train.batch import causal_batch
+from lm_core.testing.network import SHAPE, NetworkContract, logits_of
 
 if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
@@ -31,21 +30,13 @@ if TYPE_CHECKING:
 
 VERBS = ("preprocess", "pretrain", "finetune", "evaluate", "predict", "convert", "merge")
 LAYOUTS = ("hf", "mindformers")
-SHAPE = (2, 9)
-"""Of token ids wherever the shape does not matter: a graph is compiled for each."""
 
 
-class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
+class ModelContract(NetworkContract, AdapterContract, ClassifierContract, ParallelContract):
     """A subclass gives `spec`, and `goldens`: a directory whose folders are recorded cases."""
 
     spec: ClassVar[ModelSpec]
     goldens: ClassVar[Path | None] = None
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls) -> CausalLM:
-        """One tiny model for all tests that do not change it: graphs are compiled once."""
-        return tiny.model(cls.spec)
 
     # What the package says of itself.
 
@@ -94,6 +85,19 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
             total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
             assert preset.parameter_count() == total, name
 
+    def test_every_preset_goes_through_every_table(self) -> None:
+        """Ours, theirs, ours: each shape comes back, and each of their names is known as theirs."""
+        nothing = np.dtype([])  # Arrays of any shape that hold no byte.
+        for name, preset in self.spec.presets.items():
+            for layout, table in self.spec.tables.items():
+                ours = table.shapes(preset)
+                arrays = {n: np.empty(shape, nothing) for n, shape in ours.items()}
+                theirs = table.save(Memory(arrays), preset).specs
+                given = {n: np.empty(spec.shape, nothing) for n, spec in theirs.items()}
+                back = table.load(Memory(given), preset).specs
+                assert {n: spec.shape for n, spec in back.items()} == ours, (name, layout)
+                assert table.recognised(theirs) == len(theirs), (name, layout)
+
     def test_the_network_has_the_shapes_of_the_tables(self, model: CausalLM) -> None:
         """Tables are written without the network; here the two meet."""
         actual = {name: tuple(p.shape) for name, p in model.named_parameters().items()}
@@ -111,106 +115,6 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
             written.write_text(dump_run(run), encoding="utf-8")
             assert dump_run(registry.read_run(written)) == dump_run(run), name
 
-    # The network.
-
-    def test_logits(self, model: CausalLM) -> None:
-        """Their shape, type, and that they are numbers."""
-        ids = tiny.token_ids(model.config.vocab_size, SHAPE)
-        logits = _logits(model, ids)
-        assert logits.shape == (*SHAPE, model.config.vocab_size)
-        assert logits.dtype == np.float32
-        assert np.isfinite(logits).all()
-        assert logits.std() > 0.01
-
-    def test_no_token_sees_a_later_one(self, model: CausalLM) -> None:
-        """Changing token t leaves all logits before t as they are, and changes those at t."""
-        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=3)
-        changed = ids.copy()
-        changed[:, 5] = (ids[:, 5] + 1) % model.config.vocab_size
-        before, after = _logits(model, ids), _logits(model, changed)
-        np.testing.assert_array_equal(before[:, :5], after[:, :5])
-        assert np.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)).min() > 1e-6
-
-    @pytest.mark.parametrize("blocks", [False, True])
-    def test_documents_of_a_record_are_alone(self, blocks: bool) -> None:
-        """Each document of a packed record has the logits that it has by itself."""
-        built = tiny.model(self.spec, use_flash_attention=blocks)
-        ids = tiny.token_ids(built.config.vocab_size, (2, 9), seed=4)
-        segments = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 1, 2, 0, 0]], np.int32)
-        inputs, _ = causal_batch(
-            {"input_ids": np.pad(ids, ((0, 0), (0, 1))), "segment_ids": segments[:, [*range(9), 8]]}
-        )
-        together = _logits(built, inputs)
-        for row, first, end in ((0, 0, 4), (0, 4, 6), (0, 6, 9), (1, 0, 6), (1, 6, 7)):
-            alone = _logits(built, ids[row : row + 1, first:end])
-            np.testing.assert_allclose(
-                together[row, first:end], alone[0], rtol=0, atol=TOLERANCES.cached
-            )
-
-    @pytest.mark.parametrize("length", [5, 40])
-    def test_blockwise_attention_is_attention(
-        self, model: CausalLM, length: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """`use_flash_attention`: loss, logits and gradients, over several blocks and bands."""
-        from lm_core.nn import block_sizes
-
-        monkeypatch.setattr(block_sizes, "_MOST", 8)
-        built = tiny.model(self.spec, use_flash_attention=True)
-        ids = tiny.token_ids(model.config.vocab_size, (2, length), seed=length)
-        np.testing.assert_allclose(
-            _logits(built, ids), _logits(model, ids), rtol=0, atol=TOLERANCES.cached
-        )
-        expected_loss, expected = parity.gradients(model, ids, ids)
-        loss, found = parity.gradients(built, ids, ids)
-        assert loss == pytest.approx(expected_loss, abs=TOLERANCES.loss)
-        for name, gradient in expected.items():
-            np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-5, err_msg=name)
-
-    def test_loss_is_the_mean_over_trained_tokens(self, model: CausalLM) -> None:
-        """Against NumPy in float64; labels are shifted inside and -100 is left out."""
-        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=5)
-        labels = ids.copy()
-        labels[0, :5] = -100
-        logits = _logits(model, ids)[:, :-1].astype(np.float64)
-        expected = _cross_entropy(logits, labels[:, 1:])
-        assert float(model.loss(ids, labels).asnumpy()) == pytest.approx(expected, abs=5e-6)
-
-    def test_every_parameter_gets_a_gradient(self, model: CausalLM) -> None:
-        """A weight that the loss does not depend on is a mistake in the network."""
-        ids = tiny.token_ids(model.config.vocab_size, (2, 8), seed=6)
-        _, found = parity.gradients(model, ids, ids)
-        assert set(found) == set(model.named_parameters())
-        for name, gradient in found.items():
-            assert np.isfinite(gradient).all(), name
-            assert np.abs(gradient).max() > 0, name
-
-    def test_initial_values_depend_on_the_seed_alone(self) -> None:
-        """The same seed gives the same bytes; another seed others."""
-        first, again, other = (self._fresh(seed) for seed in (7, 7, 8))
-        assert all(np.array_equal(first[name], again[name]) for name in first)
-        assert any(not np.array_equal(first[name], other[name]) for name in first)
-
-    def _fresh(self, seed: int) -> dict[str, np.ndarray]:
-        built = tiny.model(self.spec)
-        built.initialize(seed)
-        return tiny.weights(built)
-
-    # Generation.
-
-    def test_cached_is_uncached(self, model: CausalLM) -> None:
-        """Greedy tokens with the cache, against whole forward passes."""
-        prompt = tiny.token_ids(model.config.vocab_size, (6,), seed=9)
-        expected = tiny.greedy(model, prompt, 10)
-        assert _generate(model, [prompt], 10)[0].tolist() == expected
-
-    def test_batch_is_alone(self, model: CausalLM) -> None:
-        """Prompts of unequal lengths in one batch give what each gives alone."""
-        vocabulary = model.config.vocab_size
-        prompts = [tiny.token_ids(vocabulary, (n,), seed=n) for n in (1, 4, 9)]
-        together = _generate(model, prompts, 8)
-        for prompt, row in zip(prompts, together, strict=True):
-            np.testing.assert_array_equal(row, _generate(model, [prompt], 8)[0])
-
     # Weights.
 
     def test_saved_and_loaded_is_the_same(self, model: CausalLM, tmp_path: Path) -> None:
@@ -222,7 +126,7 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
         assert loaded.config.copy(checkpoint_name_or_path="") == model.config
         _assert_same(tiny.weights(loaded), tiny.weights(model))
         ids = tiny.token_ids(model.config.vocab_size, SHAPE)
-        np.testing.assert_array_equal(_logits(loaded, ids), _logits(model, ids))
+        np.testing.assert_array_equal(logits_of(loaded, ids), logits_of(model, ids))
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_tables_are_reversible(self, model: CausalLM, layout: str) -> None:
@@ -262,37 +166,6 @@ class ModelContract(AdapterContract, ClassifierContract, ParallelContract):
                     parity.check_forward(built, golden)
                     parity.check_gradients(built, golden)
                     parity.check_greedy(built, golden)
-
-    def test_cached_logits_are_those_of_the_whole_sequence(self, model: CausalLM) -> None:
-        """The numbers behind the tokens, at every position."""
-        from lm_core.generation.cache import CachedDecoder
-
-        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=11)
-        expected = _logits(model, ids)
-        decoder = CachedDecoder(model, 2, 16)
-        steps = [decoder.prefill(ids[:, :4], np.array([4, 4]))]
-        steps += [decoder.step(ids[:, t], np.array([t, t])) for t in range(4, SHAPE[1])]
-        actual = np.stack(steps, axis=1)
-        np.testing.assert_allclose(actual, expected[:, 3:], rtol=0, atol=TOLERANCES.cached)
-
-
-def _logits(model: CausalLM, ids: np.ndarray) -> np.ndarray:
-    from mindspore import Tensor
-
-    return model(Tensor(ids)).asnumpy()
-
-
-def _generate(model: CausalLM, prompts: list[np.ndarray], new: int) -> list[np.ndarray]:
-    return model.generate(prompts, max_new_tokens=new, do_sample=False, eos_token_id=[])
-
-
-def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """logits: [B, S, V]; labels: [B, S], aligned, -100 ignored."""
-    kept = labels != -100
-    rows, targets = logits[kept], labels[kept]
-    top = rows.max(axis=-1, keepdims=True)
-    normaliser = np.log(np.exp(rows - top).sum(axis=-1)) + top[:, 0]
-    return float(np.mean(normaliser - rows[np.arange(len(rows)), targets]))
 
 
 def _read(tensors: object) -> dict[str, np.ndarray]:

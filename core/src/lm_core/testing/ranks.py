@@ -108,6 +108,9 @@ def settings(spec: ModelSpec, case: Case) -> RunConfig:
         "seed": 3,
     }
     options = {"optimizer.weight_decay": 0.1, "runner_wrapper.max_grad_norm": 0.5, **case.run}
+    # Adam makes whole steps of the rounding errors of gradients that are 0 (biases of keys have
+    # such) or nearly so, unless it adds more than these to its divisor.
+    options.setdefault("optimizer.eps", 1e-5)
     run = registry.read_run(values, options)
     stages = run.parallel_config.micro_batch_num if run.parallel_config.pipeline_stage > 1 else 1
     run.runner_config.gradient_accumulation_steps = max(1, case.parts // stages)

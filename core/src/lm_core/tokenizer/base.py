@@ -39,6 +39,8 @@ class Tokenizer:
 
     _beyond = "\N{REPLACEMENT CHARACTER}".encode()
     """What an id shows as that the vocabulary does not have."""
+    _skips_special = False
+    """Whether decoding leaves special tokens out where nobody says."""
 
     def __init__(
         self,
@@ -170,9 +172,14 @@ class Tokenizer:
 
     def build_inputs(self, ids: list[int]) -> list[int]:
         """`ids` of a text with the tokens around it that `add_special_tokens` means."""
-        before = [self.bos_token_id] if self.add_bos_token else []
-        after = [self.eos_token_id] if self.add_eos_token else []
-        return [index for index in (*before, *ids, *after) if index is not None]
+        end = self.eos_token_id if self.add_eos_token else None
+        return [*self.prefix_ids, *ids, *([] if end is None else [end])]
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """Ids of the tokens that this tokenizer adds before every text."""
+        begin = self.bos_token_id if self.add_bos_token else None
+        return [] if begin is None else [begin]
 
     def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
         """A question in the words in which a model was trained to be asked, after earlier rounds.
@@ -251,7 +258,7 @@ class Tokenizer:
 
     # Ids to text.
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str | list[str]:
+    def decode(self, ids: Any, skip_special_tokens: bool | None = None) -> str | list[str]:
         """Text of one row (an id, a flat list, an array [L]), or a list of texts of several rows.
 
         Bytes that are not UTF-8 show as U+FFFD; so do ids that the vocabulary does not have (a
@@ -259,17 +266,19 @@ class Tokenizer:
 
         Args:
             ids: ints, lists, NumPy arrays, MindSpore tensors, also lists of arrays.
-            skip_special_tokens: leave special tokens out.
+            skip_special_tokens: leave special tokens out; None: as the original does when it is
+                not told.
 
         Raises:
             TokenizerError: an id is negative or not an integer.
         """
         rows = plain(ids)
+        skip = self._skips_special if skip_special_tokens is None else skip_special_tokens
         if isinstance(rows, list) and rows and isinstance(rows[0], list):
-            return [self._text(row, skip_special_tokens) for row in rows]
-        return self._text(rows if isinstance(rows, list) else [rows], skip_special_tokens)
+            return [self._text(row, skip) for row in rows]
+        return self._text(rows if isinstance(rows, list) else [rows], skip)
 
-    def batch_decode(self, rows: Any, skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(self, rows: Any, skip_special_tokens: bool | None = None) -> list[str]:
         """Texts of several rows."""
         return [str(self.decode(row, skip_special_tokens)) for row in rows]
 

@@ -52,6 +52,20 @@ class Conversation:
         question = texts[-1] if len(texts) % 2 else None
         return cls(system, list(zip(texts[::2], texts[1::2], strict=False)), question)
 
+    def check(self, answer_follows: bool) -> None:
+        """Makes sure that something was said, and where an answer follows, asked.
+
+        Raises:
+            TokenizerError: it was not.
+        """
+        if not self.rounds and self.question is None:
+            raise TokenizerError("messages: hold no question; must hold one; add a user's message")
+        if answer_follows and self.question is None:
+            raise TokenizerError(
+                "messages: end with an answer; must end with a question; add a user's message or "
+                "pass add_generation_prompt=False"
+            )
+
     def messages(self, skip: int = 0) -> list[Message]:
         """What `of_messages` reads, without the `skip` oldest rounds."""
         found = [_message("system", self.system)] if self.system else []

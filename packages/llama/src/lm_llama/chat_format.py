@@ -36,7 +36,8 @@ def encode(
         TokenizerError: messages that are none or do not take turns, or tags within them.
     """
     conversation = Conversation.of_messages(messages)
-    _check(conversation, add_generation_prompt)
+    conversation.check(add_generation_prompt)
+    _check_tags(conversation)
     before = f"<<SYS>>\n{conversation.system}\n<</SYS>>\n\n" if conversation.system else ""
     ids: list[int] = []
     for question, answer in conversation.rounds:
@@ -53,14 +54,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return [tokenizer.bos_token_id, *ids]
 
 
-def _check(conversation: Conversation, answer_follows: bool) -> None:
-    if not conversation.rounds and conversation.question is None:
-        raise TokenizerError("messages: hold no question; must hold one; add a user's message")
-    if answer_follows and conversation.question is None:
-        raise TokenizerError(
-            "messages: end with an answer; must end with a question; add a user's message or pass "
-            "add_generation_prompt=False"
-        )
+def _check_tags(conversation: Conversation) -> None:
     asked = [question for question, _ in conversation.rounds]
     texts = [conversation.system, *asked, conversation.question or ""]
     found = [tag for tag in TAGS if any(tag in text for text in texts)]

@@ -1,0 +1,165 @@
+"""What the core expects of every network, of one architecture of a package, as tests to inherit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+
+from lm_core.testing import parity, tiny
+from lm_core.testing.parity import TOLERANCES
+from lm_core.train.batch import causal_batch
+
+if TYPE_CHECKING:
+    from lm_core.nn.decoder import CausalLM
+    from lm_core.spec import ModelSpec
+
+SHAPE = (2, 9)
+"""Of token ids wherever the shape does not matter: a graph is compiled for each."""
+
+
+class NetworkContract:
+    """Part of `ModelContract`, and for further architectures of a package.
+
+    A subclass gives `spec`, and `sizes` where it is not the tiny preset as it is.
+    """
+
+    spec: ClassVar[ModelSpec]
+    sizes: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls) -> CausalLM:
+        """One tiny model for all tests that do not change it: graphs are compiled once."""
+        return tiny.model(cls.spec, **cls.sizes)
+
+    def testlogits_of(self, model: CausalLM) -> None:
+        """Their shape, type, and that they are numbers."""
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE)
+        logits = logits_of(model, ids)
+        assert logits.shape == (*SHAPE, model.config.vocab_size)
+        assert logits.dtype == np.float32
+        assert np.isfinite(logits).all()
+        assert logits.std() > 0.01
+
+    def test_no_token_sees_a_later_one(self, model: CausalLM) -> None:
+        """Changing token t leaves all logits before t as they are, and changes those at t."""
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=3)
+        changed = ids.copy()
+        changed[:, 5] = (ids[:, 5] + 1) % model.config.vocab_size
+        before, after = logits_of(model, ids), logits_of(model, changed)
+        np.testing.assert_array_equal(before[:, :5], after[:, :5])
+        assert np.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)).min() > 1e-6
+
+    @pytest.mark.parametrize("blocks", [False, True])
+    def test_documents_of_a_record_are_alone(self, blocks: bool) -> None:
+        """Each document of a packed record has the logits that it has by itself."""
+        built = tiny.model(self.spec, use_flash_attention=blocks, **self.sizes)
+        ids = tiny.token_ids(built.config.vocab_size, (2, 9), seed=4)
+        segments = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3], [1, 1, 1, 1, 1, 1, 2, 0, 0]], np.int32)
+        inputs, _ = causal_batch(
+            {"input_ids": np.pad(ids, ((0, 0), (0, 1))), "segment_ids": segments[:, [*range(9), 8]]}
+        )
+        together = logits_of(built, inputs)
+        for row, first, end in ((0, 0, 4), (0, 4, 6), (0, 6, 9), (1, 0, 6), (1, 6, 7)):
+            alone = logits_of(built, ids[row : row + 1, first:end])
+            np.testing.assert_allclose(
+                together[row, first:end], alone[0], rtol=0, atol=TOLERANCES.cached
+            )
+
+    @pytest.mark.parametrize("length", [5, 40])
+    def test_blockwise_attention_is_attention(
+        self, model: CausalLM, length: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`use_flash_attention`: loss, logits and gradients, over several blocks and bands."""
+        from lm_core.nn import block_sizes
+
+        monkeypatch.setattr(block_sizes, "_MOST", 8)
+        built = tiny.model(self.spec, use_flash_attention=True, **self.sizes)
+        ids = tiny.token_ids(model.config.vocab_size, (2, length), seed=length)
+        np.testing.assert_allclose(
+            logits_of(built, ids), logits_of(model, ids), rtol=0, atol=TOLERANCES.cached
+        )
+        expected_loss, expected = parity.gradients(model, ids, ids)
+        loss, found = parity.gradients(built, ids, ids)
+        assert loss == pytest.approx(expected_loss, abs=TOLERANCES.loss)
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-5, err_msg=name)
+
+    def test_loss_is_the_mean_over_trained_tokens(self, model: CausalLM) -> None:
+        """Against NumPy in float64; labels are shifted inside and -100 is left out."""
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=5)
+        labels = ids.copy()
+        labels[0, :5] = -100
+        logits = logits_of(model, ids)[:, :-1].astype(np.float64)
+        expected = _cross_entropy(logits, labels[:, 1:])
+        assert float(model.loss(ids, labels).asnumpy()) == pytest.approx(expected, abs=5e-6)
+
+    def test_every_parameter_gets_a_gradient(self, model: CausalLM) -> None:
+        """A weight that the loss does not depend on is a mistake in the network."""
+        ids = tiny.token_ids(model.config.vocab_size, (2, 8), seed=6)
+        _, found = parity.gradients(model, ids, ids)
+        assert set(found) == set(model.named_parameters())
+        for name, gradient in found.items():
+            assert np.isfinite(gradient).all(), name
+            assert np.abs(gradient).max() > 0, name
+
+    def test_initial_values_depend_on_the_seed_alone(self) -> None:
+        """The same seed gives the same bytes; another seed others."""
+        first, again, other = (self._fresh(seed) for seed in (7, 7, 8))
+        assert all(np.array_equal(first[name], again[name]) for name in first)
+        assert any(not np.array_equal(first[name], other[name]) for name in first)
+
+    def _fresh(self, seed: int) -> dict[str, np.ndarray]:
+        built = tiny.model(self.spec, **self.sizes)
+        built.initialize(seed)
+        return tiny.weights(built)
+
+    # Generation.
+
+    def test_cached_is_uncached(self, model: CausalLM) -> None:
+        """Greedy tokens with the cache, against whole forward passes."""
+        prompt = tiny.token_ids(model.config.vocab_size, (6,), seed=9)
+        expected = tiny.greedy(model, prompt, 10)
+        assert _generate(model, [prompt], 10)[0].tolist() == expected
+
+    def test_batch_is_alone(self, model: CausalLM) -> None:
+        """Prompts of unequal lengths in one batch give what each gives alone."""
+        vocabulary = model.config.vocab_size
+        prompts = [tiny.token_ids(vocabulary, (n,), seed=n) for n in (1, 4, 9)]
+        together = _generate(model, prompts, 8)
+        for prompt, row in zip(prompts, together, strict=True):
+            np.testing.assert_array_equal(row, _generate(model, [prompt], 8)[0])
+
+    def test_cached_logits_are_those_of_the_whole_sequence(self, model: CausalLM) -> None:
+        """The numbers behind the tokens, at every position."""
+        from lm_core.generation.cache import CachedDecoder
+
+        ids = tiny.token_ids(model.config.vocab_size, SHAPE, seed=11)
+        expected = logits_of(model, ids)
+        decoder = CachedDecoder(model, 2, 16)
+        steps = [decoder.prefill(ids[:, :4], np.array([4, 4]))]
+        steps += [decoder.step(ids[:, t], np.array([t, t])) for t in range(4, SHAPE[1])]
+        actual = np.stack(steps, axis=1)
+        np.testing.assert_allclose(actual, expected[:, 3:], rtol=0, atol=TOLERANCES.cached)
+
+
+def logits_of(model: CausalLM, ids: np.ndarray) -> np.ndarray:
+    """Of a whole pass: ids int32 [B, S]. Returns float32 [B, S, V]."""
+    from mindspore import Tensor
+
+    return model(Tensor(ids)).asnumpy()
+
+
+def _generate(model: CausalLM, prompts: list[np.ndarray], new: int) -> list[np.ndarray]:
+    return model.generate(prompts, max_new_tokens=new, do_sample=False, eos_token_id=[])
+
+
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """logits: [B, S, V]; labels: [B, S], aligned, -100 ignored."""
+    kept = labels != -100
+    rows, targets = logits[kept], labels[kept]
+    top = rows.max(axis=-1, keepdims=True)
+    normaliser = np.log(np.exp(rows - top).sum(axis=-1)) + top[:, 0]
+    return float(np.mean(normaliser - rows[np.arange(len(rows)), targets]))
