@@ -65,6 +65,7 @@ class Jobs:
     """Starts jobs in a folder; leaves no process behind. All that it starts carries a mark."""
 
     folder: Path
+    script: Path = SCRIPT
     mark: str = field(default_factory=lambda: f"LM_TEST_JOB={secrets.token_hex(8)}")
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -74,7 +75,7 @@ class Jobs:
         environment = {**os.environ, "PYTHON": sys.executable, "GLOG_v": "3", key: value}
         environment |= {name: str(text) for name, text in settings.items()}
         process = subprocess.Popen(
-            ["bash", str(SCRIPT), verb, *map(str, words)],
+            ["bash", str(self.script), verb, *map(str, words)],
             cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from lm_core.errors import CheckpointError, ConfigError, all_of
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
 from lm_core.pipeline import pipeline
+from lm_core.train import vocabulary
 
 if TYPE_CHECKING:
     from lm_core.nn.network import Network
@@ -139,21 +140,22 @@ class Trainer:
         Returns:
             `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, or of a classifier
             `{"Accuracy": {"loss": nats per record, "accuracy": share}}`; every token (record)
-            counts once, so the batch size does not matter.
+            counts once, so the batch size does not matter; of answers `{"ADGENMetric": {...}}`.
 
         Raises:
             LmError: no weights, no records, or ones that do not fit the model.
         """
-        from lm_core.train import session
+        from lm_core.tasks import evaluate
 
         if eval_dataset is not None:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
-        found, records = all_of(
+        beside = "" if isinstance(eval_checkpoint, bool) else str(eval_checkpoint)
+        return evaluate.measure(
+            self.run,
             lambda: self._weights(eval_checkpoint),
-            lambda: session.open_records(self.run, "eval_dataset"),
+            self._with_weights,
+            lambda: self._encoder("eval_dataset", beside),
         )
-        model = self._with_weights(found)
-        return {session.metric_name(self.run): session.evaluator(self.run, model, records)()}
 
     def predict(
         self,
@@ -244,13 +246,13 @@ class Trainer:
         context = job.join(run, stages=not run.do_eval)
         job.write_strategy(run, context)
         train, evaluation, resume, _ = all_of(
-            lambda: session.open_records(run, "train_dataset"),
-            lambda: session.open_records(run, "eval_dataset") if run.do_eval else None,
+            lambda: self._records(run, "train_dataset", start),
+            lambda: self._records(run, "eval_dataset", start) if run.do_eval else None,
             lambda: resuming.find(run, context),
             lambda: self._check_start(run, start, from_random),
         )
         files = self._tokenizer_files(run, start or (str(resume) if resume else ""))
-        named = bool(self.tokenizer is not None or _vocabulary(run))
+        named = bool(self.tokenizer is not None or vocabulary.named(run))
         session.check_vocabulary(run.model.config, files, named)
         self.network = self._start(run, start, resume, context)
         if run.model.config.pet_config is not None:
@@ -321,16 +323,28 @@ class Trainer:
         """The model with the weights of `_weights`."""
         context = job.join(self.run)
         if found or self.network is None:
-            adapter = self.run.load_adapter or None
-            self.network = job.load(self.run, found, context, adapter=adapter)
+            self.network = job.load(self.run, found, context, adapter=self.run.load_adapter or None)
         return self.network
 
     def _named_checkpoint(self) -> str:
         return self.run.load_checkpoint or self.run.model.config.checkpoint_name_or_path or ""
 
+    def _records(self, run: RunConfig, which: str, weights: str = "") -> Any:
+        """The records of a section; `weights`: where a vocabulary may lie, too."""
+        from lm_core.train import session
+
+        return session.open_records(run, which, lambda: self._encoder(which, weights))
+
+    def _encoder(self, which: str, weights: str) -> Tokenizer:
+        """What encodes the texts of a section."""
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str | Path):
+            return self.tokenizer
+        weights = weights or self._named_checkpoint()
+        return vocabulary.encoder(self.run, which, str(self.tokenizer or ""), weights)
+
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            named = _vocabulary(self.run) or self._named_checkpoint()
+            named = vocabulary.named(self.run) or self._named_checkpoint()
             if not named:
                 raise ConfigError(
                     "tokenizer: is missing; must be a tokenizer or its directory; "
@@ -349,7 +363,7 @@ class Trainer:
             self.tokenizer.save_pretrained(self._scratch.name)
             folder = Path(self._scratch.name)
         else:
-            named = self.tokenizer or _vocabulary(run) or start
+            named = self.tokenizer or vocabulary.named(run) or start
             if not named:
                 return {}
             folder = hub.tokenizer_directory(named)[1]
@@ -385,9 +399,3 @@ def _run_of(model: str | Path | Network | None, pet_method: str) -> RunConfig:
     run = registry.read_run({"model": {"model_config": {"preset": preset}}})
     run.model.config = config
     return run
-
-
-def _vocabulary(run: RunConfig) -> str:
-    """The folder of the vocabulary that the run names."""
-    named = run.processor.tokenizer.vocab_file
-    return str(Path(named).parent) if named else ""

@@ -54,3 +54,20 @@ def test_lines_are_there_before_the_file_is_closed(tmp_path):
     with jsonlines.Writer(tmp_path / "x") as file:
         file.write([{"a": "1"}])
         assert (tmp_path / "x").read_text() == '{"a": "1"}\n'
+
+
+def test_text_is_written_as_it_reads_and_may_be_torn_inside_a_character(tmp_path):
+    path = tmp_path / "x.jsonl"
+    records = [{"a": "上衣 \u2028 é"}, {"a": "half \ud83d of a pair"}]
+    with jsonlines.Writer(path) as file:
+        file.write(records)
+    assert "上衣" in path.read_text(encoding="utf-8")
+    assert jsonlines.read(path, ["a"]) == records
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: whole.index("衣".encode()) + 1])
+    assert jsonlines.read(path, ["a"], torn=True) == records
+    with pytest.raises(DataError, match="is not UTF-8"):
+        jsonlines.read(path, ["a"])
+    with jsonlines.Writer(path):
+        pass
+    assert path.read_bytes() == whole

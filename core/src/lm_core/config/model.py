@@ -72,6 +72,9 @@ class ModelConfig(Section):
     """What run files of others call a field -> the field."""
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide nothing but shapes of weights, so wrong ones cannot go unnoticed."""
+    computes_positions: ClassVar[bool] = False
+    """Whether positions are computed (rotary) and in no weight, so that `seq_length` is free. Such
+    a model has a field `max_position_embeddings`, the length that it was trained with."""
 
     type: str = ""
     task: Task = "text_generation"
@@ -219,6 +222,17 @@ class ModelConfig(Section):
     def positions(self) -> int:
         """How many positions the network can tell apart."""
         return self.seq_length
+
+    @property
+    def trained_positions(self) -> int:
+        """The length that the model was trained with."""
+        return self.seq_length
+
+    def widened(self, tokens: int) -> Self:
+        """With room for sequences of so many tokens, where no weight fixes their length."""
+        if tokens <= self.seq_length or not self.computes_positions:
+            return self
+        return self.copy(seq_length=tokens, max_position_embeddings=self.trained_positions)
 
     @property
     def eos_token_ids(self) -> list[int]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_core.data.dialogues import leave_out
-from lm_core.data.jsonfile import read_json_records
+from lm_core.data.jsonfile import leave_out, read_json_records
 from lm_core.data.preprocess import Converter, Counts, Item
 
 _WITH_INPUT = (

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_core.data.jsonfile import read_json_records
+from lm_core.data.jsonfile import leave_out, read_json_records
 from lm_core.data.preprocess import Counts, Item
-from lm_core.log import get_logger
 
 _ROLES = {
     "human": "user",
@@ -26,8 +25,6 @@ _ROLES = {
 }
 # Characters of an item: 0.05 s of work, so that many processes end at about the same time.
 _ITEM = 1 << 17
-
-log = get_logger(__name__)
 
 
 class Dialogue(NamedTuple):
@@ -71,13 +68,6 @@ def read_dialogues(files: Sequence[Path], counts: Counts) -> Iterator[Item]:
                 waiting, characters, size = [], 0, 0
     if waiting:
         yield Item(waiting, size)
-
-
-def leave_out(where: str, reason: str, counts: Counts) -> None:
-    """Counts a record that is left out; the first for each reason is named in the log."""
-    if not counts[reason]:
-        log.warning("%s: %s (only the first is named)", where, reason)
-    counts[reason] += 1
 
 
 def parse_dialogue(record: Any, counts: Counts) -> Dialogue:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from lm_core.data.preprocess import Counts
 from lm_core.data.text import byte_count, open_text, valid
 from lm_core.errors import DataError
+from lm_core.log import get_logger
+
+log = get_logger(__name__)
 
 
 class JsonRecord(NamedTuple):
@@ -20,8 +23,13 @@ class JsonRecord(NamedTuple):
     size: int
 
 
-def read_json_records(file: Path, counts: Counts) -> Iterator[JsonRecord]:
+def read_json_records(file: Path, counts: Counts, broken: str = "") -> Iterator[JsonRecord]:
     """The members of an array, counted from 1, or the values of all lines but blank ones.
+
+    Args:
+        file: UTF-8.
+        counts: gets what was left out.
+        broken: as what a line that is no JSON is left out and counted; "": it is an error.
 
     Raises:
         DataError: the file cannot be read, or is neither.
@@ -34,8 +42,23 @@ def read_json_records(file: Path, counts: Counts) -> Iterator[JsonRecord]:
             return
         for number, line in enumerate(valid(handle, counts), 1):
             where = f"{file} line {number}"
-            if line.strip():
-                yield JsonRecord(_line(line, where), where, byte_count(line))
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                if not broken:
+                    raise _broken(where, error) from error
+                leave_out(where, broken, counts)
+                continue
+            yield JsonRecord(value, where, byte_count(line))
+
+
+def leave_out(where: str, reason: str, counts: Counts) -> None:
+    """Counts a record that is left out; the first for each reason is named in the log."""
+    if not counts[reason]:
+        log.warning("%s: %s (only the first is named)", where, reason)
+    counts[reason] += 1
 
 
 def _array(file: Path, text: str) -> Iterator[JsonRecord]:
@@ -46,13 +69,6 @@ def _array(file: Path, text: str) -> Iterator[JsonRecord]:
     size = byte_count(text) // max(len(values), 1)
     for number, value in enumerate(values, 1):
         yield JsonRecord(value, f"{file} record {number}", size)
-
-
-def _line(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _broken(where, error) from error
 
 
 def _broken(where: str, error: Exception) -> DataError:

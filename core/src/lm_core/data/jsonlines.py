@@ -26,9 +26,7 @@ def read(path: str | Path, fields: Sequence[str], *, torn: bool = False) -> list
     Raises:
         DataError: the file or its lines are otherwise.
     """
-    lines = _text(Path(path)).split("\n")
-    if torn:
-        lines[-1] = ""
+    lines = _text(Path(path), torn).split("\n")
     found: list[Record] = []
     problems = []
     for number, line in enumerate(lines, 1):
@@ -43,9 +41,11 @@ def read(path: str | Path, fields: Sequence[str], *, torn: bool = False) -> list
     return found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, torn: bool) -> str:
     try:
         raw = path.read_bytes()
+        if torn:
+            raw = raw[: raw.rfind(b"\n") + 1]
         return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except (EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: is a damaged archive ({error}); copy the file again") from error
@@ -76,7 +76,8 @@ class Writer:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        # A lone surrogate becomes the escape that JSON has for it.
+        self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def __enter__(self) -> Writer:
         return self
@@ -86,7 +87,9 @@ class Writer:
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends them and hands them to the kernel."""
-        self._file.write("".join(json.dumps(record) + "\n" for record in records))
+        self._file.write(
+            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        )
         self._file.flush()
 
 

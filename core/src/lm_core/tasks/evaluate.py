@@ -1,14 +1,23 @@
-"""`evaluate`: the loss of a trained model on records, and its perplexity or accuracy."""
+"""`evaluate`: loss and perplexity or accuracy of a trained model, or how good its answers are."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_core.config.flags import add_run_arguments, resolve_run
+from lm_core.errors import all_of
 
 if TYPE_CHECKING:
+    from lm_core.config.schema import RunConfig
+    from lm_core.nn.network import Network
     from lm_core.spec import ModelSpec
+    from lm_core.tokenizer.base import Tokenizer
+
+ADGEN = "ADGENMetric"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,12 +27,60 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
-    """Prints `PerplexityMetric: {'PerplexityMetric': {'loss': ..., 'PPL': ...}}`, or `Accuracy`."""
+    """Prints `PerplexityMetric: {'PerplexityMetric': {'loss': ..., 'PPL': ...}}`, or `Accuracy`.
+
+    Of answers: `ADGENMetric: {'rouge-1': ..., 'rouge-2': ..., 'rouge-l': ..., 'bleu-4': ...}`.
+    """
     settings = resolve_run(spec, args, overrides)
     from lm_core.trainer import Trainer
 
     trainer = Trainer(settings)
     result = trainer.evaluate()
-    for name in result if trainer.says else ():
-        print(f"{name}: {result}")
+    for name, scores in result.items() if trainer.says else ():
+        print(f"{name}: {scores if name == ADGEN else {name: scores}}")
     return 0
+
+
+def measure(
+    run: RunConfig,
+    weights: Callable[[], str | Path],
+    load: Callable[[str | Path], Network],
+    tokenizer: Callable[[], Tokenizer],
+) -> dict[str, dict[str, float]]:
+    """The scores that `metric` names, by name.
+
+    Args:
+        run: the run.
+        weights: says where the weights are, or raises.
+        load: gives the model with the weights.
+        tokenizer: gives what encodes the texts of the evaluation section.
+
+    Raises:
+        LmError: all that is known to be wrong before anything is loaded.
+    """
+    from lm_core.tasks import adgen
+    from lm_core.train import answers, session
+
+    kinds = {metric.type for metric in run.metric}
+    if "adgen" in kinds:
+        adgen.check(run)
+    run = answers.with_room(run)
+    found, records = all_of(weights, lambda: session.open_records(run, "eval_dataset", tokenizer))
+    model, scores = load(found), {}
+    with _room(model, run.model.config.seq_length):
+        if "adgen" in kinds:
+            scores[ADGEN] = adgen.evaluate(run, model, records)
+        if kinds - {"adgen"}:
+            scores[session.metric_name(run)] = session.evaluator(run, model, records)()
+    return scores
+
+
+@contextmanager
+def _room(model: Network, tokens: int) -> Iterator[None]:
+    """Lets a model read longer sequences for a while; see `ModelConfig.widened`."""
+    before = model.config
+    model.config = before.widened(tokens)
+    try:
+        yield
+    finally:
+        model.config = before

@@ -23,13 +23,14 @@ from lm_core.log import get_logger, progress
 from lm_core.sandbox import runner
 from lm_core.sandbox.jail import Limits
 from lm_core.sandbox.judge import PASSED
+from lm_core.tasks.journal import Journal, Task, answers
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
     from lm_core.pipeline import TextGenerationPipeline
     from lm_core.spec import ModelSpec
 
-SAMPLES, SETTINGS = "samples.jsonl", "samples.settings.json"
+SAMPLES = "samples.jsonl"
 RESULTS = "_results.jsonl"
 """Added to the whole name of the samples' file, as the original program does."""
 _FIRST_COLUMN = re.compile(r"\n\S")
@@ -143,9 +144,8 @@ def _generate(
     from lm_core import job
     from lm_core.tasks.predict import open_pipeline
 
-    facts = _facts(problems, settings, args)
-    _check_settings(path.with_name(SETTINGS), facts)
-    there = jsonlines.read(path, SAMPLE_FIELDS, torn=True) if path.exists() else []
+    journal = Journal(path, SAMPLE_FIELDS, _facts(problems, settings, args))
+    there = journal.read()
     found = Counter(sample["task_id"] for sample in there)
     todo = [
         (number, problem)
@@ -157,29 +157,9 @@ def _generate(
         return world_size() == 1 or job.join(settings).rank == 0
     generator = open_pipeline(settings, args, _options(args))
     batches = _written(generator, todo, settings.seed, args.rows)
-    if generator.model.context.rank > 0:
-        for _ in batches:
-            pass  # all ranks compute; one writes
-        return False
-    _append(batches, path, facts, len(there), len(there) + len(todo))
-    return True
-
-
-def _append(
-    batches: Iterator[list[dict[str, str]]],
-    path: Path,
-    facts: dict[str, Any],
-    done: int,
-    total: int,
-) -> None:
-    with (
-        jsonlines.Writer(path) as file,
-        progress(total=total, desc="generate", unit="sample", initial=done) as bar,
-    ):
-        path.with_name(SETTINGS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        for records in batches:
-            file.write(records)
-            bar.update(len(records))
+    rank, done = generator.model.context.rank, len(there)
+    journal.write(batches, rank=rank, unit="sample", done=done, total=done + len(todo))
+    return rank == 0
 
 
 def _options(args: Namespace) -> dict[str, Any]:
@@ -203,60 +183,26 @@ def _facts(problems: dict[str, Problem], settings: RunConfig, args: Namespace) -
     }
 
 
-def _check_settings(kept: Path, facts: dict[str, Any]) -> None:
-    """Raises ConfigError if the samples that are there were made otherwise."""
-    try:
-        before = json.loads(kept.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return
-    different = [
-        f"{name} was {before.get(name)!r} and is {facts.get(name)!r}"
-        for name in {**before, **facts}
-        if before.get(name) != facts.get(name)
-    ]
-    if different:
-        raise ConfigError(
-            f"output_dir: {kept.parent} holds samples of another run ({', '.join(different)}); "
-            f"must be of this one to go on; choose another --output_dir, or delete {SAMPLES} and "
-            f"{SETTINGS} there"
-        )
-
-
 def _written(
     generator: TextGenerationPipeline,
     todo: list[tuple[int, Problem]],
     seed: int,
     rows: int | None,
 ) -> Iterator[list[dict[str, str]]]:
-    """The samples, a batch at a time.
-
-    A row's draws follow from the seed and its prompt, so each number has a seed of its own and a
-    batch holds samples of one number; which other rows it holds changes nothing.
-    """
-    size = rows or generator.batch_size
+    """The samples, a batch at a time."""
     ids = _encoded(generator, {problem for _, problem in todo})
-    for number in sorted({number for number, _ in todo}):
-        chosen = [problem for at, problem in todo if at == number]
-        chosen.sort(key=lambda problem: len(ids[problem]))  # alike in length, little padding
-        for start in range(0, len(chosen), size):
-            batch = chosen[start : start + size]
-            found = generator.continue_ids(
-                [ids[problem] for problem in batch],
-                batch_size=size,
-                stop=lambda answer: _is_whole(generator, answer),
-                seed=_seed(seed, number),
-            )
-            yield [
-                {
-                    "task_id": problem.task_id,
-                    "completion": _completion(generator, problem, ids[problem], row),
-                }
-                for problem, row in zip(batch, found, strict=True)
-            ]
-
-
-def _seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest())
+    tasks = [Task(problem, ids[problem], number) for number, problem in todo]
+    size = rows or generator.batch_size
+    for batch in answers(
+        generator, tasks, size, seed, stop=lambda answer: _is_whole(generator, answer)
+    ):
+        yield [
+            {
+                "task_id": task.key.task_id,
+                "completion": _completion(generator, task.key, task.ids, row),
+            }
+            for task, row in batch
+        ]
 
 
 def _encoded(

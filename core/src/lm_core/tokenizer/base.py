@@ -181,6 +181,17 @@ class Tokenizer:
         begin = self.bos_token_id if self.add_bos_token else None
         return [] if begin is None else [begin]
 
+    def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
+        """A question in the words in which a model was trained to be asked, after earlier rounds.
+
+        Raises:
+            TokenizerError: no such words are known for this tokenizer.
+        """
+        raise TokenizerError(
+            f"build_prompt: {type(self).__name__} has no form for questions; must be the tokenizer "
+            f"of a model that was trained on one (ChatGLM2); use another model or other data"
+        )
+
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> list[int]:

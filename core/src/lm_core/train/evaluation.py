@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mindspore import Tensor, nn
 
-from lm_core.data.pipeline import BatchIterator, RecordDataset
+from lm_core.data.pipeline import BatchIterator
+from lm_core.data.records import Records
 from lm_core.heartbeat import beat
 from lm_core.log import progress
 from lm_core.metrics.accuracy import Accuracy
@@ -48,7 +49,7 @@ class Evaluator:
     def __init__(
         self,
         model: Network,
-        records: RecordDataset,
+        records: Records,
         batch_size: int,
         desc: str = "evaluate",
         check: Callable[[Columns, np.ndarray], None] | None = None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm_core.data.pipeline import RecordDataset
+from lm_core.data.records import Records
 from lm_core.errors import DataError
 from lm_core.log import get_logger
 from lm_core.train.batch import Columns, causal_batch, class_batch
@@ -43,7 +44,7 @@ class NextToken:
         """The records of a data set. Raises DataError if they cannot be read."""
         return RecordDataset(section.data_loader.dataset_dir, section.input_columns)
 
-    def check(self, records: RecordDataset, training: bool) -> None:
+    def check(self, records: Records, training: bool) -> None:
         """Raises DataError if records do not fit the model."""
         first = next(records.stream([0]))
         if len(first.get("labels", first["input_ids"])) == 1 < len(first["input_ids"]):
@@ -55,7 +56,7 @@ class NextToken:
         if records.row_length < 2:
             raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
 
-    def batch_check(self, records: RecordDataset) -> Callable[[Columns, np.ndarray], None] | None:
+    def batch_check(self, records: Records) -> Callable[[Columns, np.ndarray], None] | None:
         """None: nothing beyond the ids is checked in each batch."""
         return None
 
@@ -67,7 +68,7 @@ class NextToken:
             causal_batch, pad_token_id=config.pad_token_id, eos_token_id=config.eos_token_id
         )
 
-    def evaluator(self, model: Any, records: RecordDataset, batch_size: int) -> Evaluator:
+    def evaluator(self, model: Any, records: Records, batch_size: int) -> Evaluator:
         """Measures loss and perplexity."""
         return Evaluator(model, records, batch_size)
 
@@ -92,7 +93,7 @@ class TextClass:
             )
         return records
 
-    def check(self, records: RecordDataset, training: bool) -> None:
+    def check(self, records: Records, training: bool) -> None:
         """Compares length and all labels with the model; warns of classes without a record.
 
         Raises:
@@ -125,7 +126,7 @@ class TextClass:
                 records.path, ", ".join(map(str, empty)), config.num_labels,
             )  # fmt: skip
 
-    def batch_check(self, records: RecordDataset) -> Callable[[Columns, np.ndarray], None]:
+    def batch_check(self, records: Records) -> Callable[[Columns, np.ndarray], None]:
         """What checks the masks of each batch; it raises DataError."""
         return partial(_check_masks, records)
 
@@ -134,7 +135,7 @@ class TextClass:
         """Columns to input_ids and labels at the last tokens."""
         return class_batch
 
-    def evaluator(self, model: Any, records: RecordDataset, batch_size: int) -> Evaluator:
+    def evaluator(self, model: Any, records: Records, batch_size: int) -> Evaluator:
         """Measures loss and accuracy."""
         return ClassEvaluator(model, records, batch_size, check=self.batch_check(records))
 
@@ -147,9 +148,7 @@ def objective(config: ModelConfig) -> Objective:
     return TextClass(config) if config.is_classifier else NextToken(config)
 
 
-def _check_masks(
-    records: RecordDataset, columns: Mapping[str, np.ndarray], rows: np.ndarray
-) -> None:
+def _check_masks(records: Records, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
     """The last token of a row is found by counting: ones, then zeros to the end."""
     mask = columns["attention_mask"]
     bad = (mask[:, 0] != 1) | ((mask != 0) & (mask != 1)).any(1) | (np.diff(mask) > 0).any(1)

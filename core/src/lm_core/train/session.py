@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,13 @@ from lm_core.checkpoint import atomic, hub, io, saved
 from lm_core.config.load import dump_run
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
-from lm_core.data.pipeline import BatchIterator, RecordDataset
+from lm_core.data.pipeline import BatchIterator
+from lm_core.data.records import Records
 from lm_core.errors import ConfigError, DataError, TokenizerError
 from lm_core.log import get_logger
 from lm_core.parallel.partition import WHOLE, state_dim
 from lm_core.peft import files as adapters
-from lm_core.train import nonfinite
+from lm_core.train import answers, nonfinite
 from lm_core.train import optimizer as optimizers
 from lm_core.train import schedule as schedules
 from lm_core.train.callbacks import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
     from lm_core.nn.network import Network
     from lm_core.parallel.context import ParallelContext
+    from lm_core.tokenizer.base import Tokenizer
     from lm_core.train.evaluation import Evaluator
     from lm_core.train.optimizer import Optimizer
     from lm_core.train.schedule import Schedule
@@ -47,8 +49,13 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def open_records(run: RunConfig, which: str) -> RecordDataset:
+def open_records(run: RunConfig, which: str, tokenizer: Callable[[], Tokenizer]) -> Records:
     """The records that `train_dataset` or `eval_dataset` names, for the task of the run's model.
+
+    Args:
+        run: the run.
+        which: the section.
+        tokenizer: gives what encodes texts, where the section names such.
 
     Raises:
         ConfigError: it names none.
@@ -56,7 +63,7 @@ def open_records(run: RunConfig, which: str) -> RecordDataset:
     """
     section: DatasetConfig = getattr(run, which)
     loader = section.data_loader
-    if loader.type != "MindDataset":
+    if loader.type not in ("MindDataset", answers.LOADER):
         raise ConfigError(
             f"{which}.data_loader.type: {loader.type} reads raw text, which this verb does not; "
             f"turn it into records with `preprocess` and use MindDataset"
@@ -67,7 +74,11 @@ def open_records(run: RunConfig, which: str) -> RecordDataset:
             f"such; add --{which}_dir D"
         )
     task = objective(run.model.config)
-    records = task.open(section)
+    records: Records
+    if loader.type == answers.LOADER:
+        records = answers.open_answers(run, which, tokenizer)
+    else:
+        records = task.open(section)
     if loader.num_samples is not None:
         records = records.first(loader.num_samples)
     task.check(records, training=which == "train_dataset")
@@ -154,8 +165,8 @@ def write_run(run: RunConfig, rank: int = 0) -> None:
 def build(
     run: RunConfig,
     model: Network,
-    train: RecordDataset,
-    evaluation: RecordDataset | None = None,
+    train: Records,
+    evaluation: Records | None = None,
     *,
     resume: Path | None = None,
     files: Mapping[str, Path] | None = None,
@@ -174,6 +185,8 @@ def build(
         ConfigError, DataError, CheckpointError: something does not fit.
     """
     task = objective(model.config)
+    if evaluation is not None and any(metric.type == "adgen" for metric in run.metric):
+        log.info("do_eval: while training the loss is measured; `evaluate` gives ADGENMetric")
     if run.recompute_config.recompute:
         model.recompute_layers()
     data = _batches(run, train, model.context)
@@ -223,12 +236,12 @@ def metric_name(run: RunConfig) -> str:
     return objective(run.model.config).metric
 
 
-def evaluator(run: RunConfig, model: Network, records: RecordDataset) -> Evaluator:
+def evaluator(run: RunConfig, model: Network, records: Records) -> Evaluator:
     """Measures what the task is scored by on held-out records."""
     return objective(model.config).evaluator(model, records, run.runner_config.batch_size)
 
 
-def _batches(run: RunConfig, records: RecordDataset, context: ParallelContext) -> BatchIterator:
+def _batches(run: RunConfig, records: Records, context: ParallelContext) -> BatchIterator:
     """Batches of whole steps: all micro-batches of all ranks."""
     section, runner = run.train_dataset, run.runner_config
     ranks = context.data_parallel

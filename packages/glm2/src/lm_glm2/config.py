@@ -64,6 +64,7 @@ class ChatGlm2Config(ModelConfig):
         "num_attention_heads": "num_heads",
         "ffn_hidden_size": "intermediate_size",
     }
+    computes_positions: ClassVar[bool] = True
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset(
         {"intermediate_size", "kv_channels", "multi_query_group_num", "add_qkv_bias"}
         | {"add_bias_linear", "rmsnorm", "post_layer_norm"}

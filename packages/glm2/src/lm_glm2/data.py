@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lm_core.data.adgen import ADGEN
 from lm_core.data.preprocess import Converter, Preprocessor
 from lm_core.data.text import TEXT
 
-PREPROCESSORS: dict[str, Preprocessor | Converter] = {"text": TEXT}
+PREPROCESSORS: dict[str, Preprocessor | Converter] = {"adgen": ADGEN, "text": TEXT}

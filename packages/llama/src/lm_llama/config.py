@@ -48,6 +48,7 @@ class LlamaConfig(ModelConfig):
         "LlamaForSequenceClassification": "text_classification",
     }
 
+    computes_positions: ClassVar[bool] = True
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset(
         {"n_kv_heads", "intermediate_size", "multiple_of", "ffn_dim_multiplier"}
     )
