@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,52 @@ def test_the_model_card_of_llama(folder):
     except SandboxError:
         leave_out = "evaluate humaneval"
     run_all(ROOT / "packages/llama/README.md", folder, SMALLER_LLAMA, leave_out)
+
+
+SMALLER_GLM2 = [
+    (r"(--config |base: )(glm2_6b(_lora)?)(?=\s)", r"\1tiny_\2.yaml"),
+    (r'model="(glm2_6b)",\n', r'args="tiny_\1.yaml",\n'),  # the run of a Trainer
+    (r'(AutoConfig.from_pretrained\(")glm2_6b', r"\1chatglm2-6b"),
+    (r"--max_steps (1500|300)", "--max_steps 3"),
+    (r"--num_samples 100", "--num_samples 3"),
+    (r"vocab_size=2043", "vocab_size=320"),
+    (r"max_length=128", "max_length=192"),  # this vocabulary knows no Chinese
+    (r"(max_new_tokens[ =])(16|20|60|64)", r"\g<1>4"),
+]
+
+
+def write_glm2(folder: Path) -> None:
+    """A tiny model as it is published, garments, and the card's runs in its sizes."""
+    from lm_glm2 import SPEC
+    from lm_glm2.tokenizer import ChatGlm2Tokenizer
+
+    tokenizer = ChatGlm2Tokenizer(tiny.sentencepiece_model())
+    sizes = {
+        "hidden_size": 32, "num_heads": 4, "kv_channels": 8, "intermediate_size": 48,
+        "vocab_size": tokenizer.vocab_size + 3, "num_layers": 1, "seq_length": 193,
+    }  # fmt: skip
+    tiny.write_hf(tiny.model(SPEC, **sizes), SPEC, folder / "chatglm2-6b")
+    tokenizer.save_pretrained(folder / "chatglm2-6b")
+    for name, preset in (("glm2_6b", sizes), ("glm2_6b_lora", sizes)):
+        config = {"preset": "glm2_tiny", **preset, "max_decode_length": 193}
+        run = {"base": name, "model": {"model_config": config}}
+        run["runner_config"] = {"max_steps": 2, "batch_size": 2}
+        (folder / f"tiny_{name}.yaml").write_text(yaml.safe_dump(run))
+
+
+@pytest.mark.slow
+def test_the_model_card_of_glm2(folder):
+    write_glm2(folder)
+    (folder / "AdvertiseGen").mkdir()
+    for name, count in (("train", 40), ("dev", 4)):
+        garments = product("裙裤", ("黑色", "白色"), range(1, count // 4 + 1))
+        rows = (
+            {"content": f"类型#{kind}*颜色#{color}", "summary": f"{color}的{kind}很好看。" * times}
+            for kind, color, times in garments
+        )
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "AdvertiseGen" / f"{name}.json").write_text("".join(lines), encoding="utf-8")
+    run_all(ROOT / "packages/glm2/README.md", folder, SMALLER_GLM2)
 
 
 def test_core(folder):

@@ -23,6 +23,7 @@ ADGEN = "ADGENMetric"
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags that every run has."""
     add_run_arguments(parser)
+    parser.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
     parser.epilog = f"`{parser.prog} humaneval --help`: programs of a model\n\n{parser.epilog}"
 
 
@@ -34,7 +35,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     settings = resolve_run(spec, args, overrides)
     from lm_core.trainer import Trainer
 
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, tokenizer=args.tokenizer)
     result = trainer.evaluate()
     for name, scores in result.items() if trainer.says else ():
         print(f"{name}: {scores if name == ADGEN else {name: scores}}")
