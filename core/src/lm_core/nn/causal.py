@@ -196,4 +196,5 @@ def causal_distances(length: int) -> Tensor:
     """float32 [S * S], row by row: j - i on and below the diagonal, MASKED above."""
     at = np.arange(length, dtype=np.float32)
     found = at - at.reshape(-1, 1)
-    return Tensor(np.where(found > 0, np.float32(MASKED), found).reshape(-1))
+    hidden = np.triu(np.full((length, length), MASKED, np.float32), 1)
+    return Tensor((np.tril(found) + hidden).reshape(-1), ms.float32)

@@ -273,7 +273,7 @@ PRESETS: dict[str, ChatGlm2Config] = {
         num_heads=4,
         kv_channels=16,
         intermediate_size=176,
-        vocab_size=1024,
+        vocab_size=2048,
         seq_length=193,
     ),
 }
