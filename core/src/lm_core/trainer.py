@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +150,10 @@ class Trainer:
 
         if eval_dataset is not None:
             self.run.eval_dataset.data_loader.dataset_dir = str(eval_dataset)
-        beside = "" if isinstance(eval_checkpoint, bool) else str(eval_checkpoint)
-        return evaluate.measure(
-            self.run,
-            lambda: self._weights(eval_checkpoint),
-            self._with_weights,
-            lambda: self._encoder("eval_dataset", beside),
-        )
+        given = "" if isinstance(eval_checkpoint, bool) else str(eval_checkpoint)
+        weights = partial(self._weights, given)
+        encoder = partial(self._encoder, "eval_dataset", given)
+        return evaluate.measure(self.run, weights, self._with_weights, encoder)
 
     def predict(
         self,

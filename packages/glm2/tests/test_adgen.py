@@ -11,13 +11,13 @@ from outside import DATA
 
 from lm_core import cli
 from lm_core import spec as registry
-from lm_core.config.load import dump_run
 from lm_core.data.adgen import AnswerRecords
 from lm_core.data.answers import Lengths
 from lm_core.data.pipeline import RecordDataset
 from lm_core.errors import LmError
 from lm_core.testing import tiny
 from lm_core.tokenizer.bpe import ByteLevelBpe, train_bpe
+from lm_core.train import vocabulary
 from lm_core.trainer import Trainer
 from lm_glm2 import SPEC
 
@@ -111,11 +111,12 @@ def test_a_folder_and_records_made_by_preprocess_train_alike(folder, trained, tm
         (["model.model_config.seq_length=191"], "= 193 ids; must be at most 192, seq_length and"),
         (["--train_dataset_dir", "{folder}/whole"], "whole holds no train.json"),
         (["--train_dataset_dir", "x.mindrecord"], "set train_dataset.data_loader.type=MindDataset"),
-        (["train_dataset.tokenizer.vocab_file=/nowhere/tokenizer.model"], "/nowhere"),
+        (["train_dataset.tokenizer.vocab_file=/nowhere/x.model"],
+         "train_dataset.tokenizer.vocab_file: /nowhere/x.model does not exist; must be the"),
         (["--train_dataset_dir", ""], "train_dataset.data_loader.dataset_dir: is missing"),
         (["train_dataset.data_loader.type=SFTDataLoader"], "reads raw text"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_one_line(folder, trained, tmp_path, capfd, changes, message):
     words = [word.replace("{folder}", str(folder)) for word in changes]
     assert pretrain(folder, tmp_path, *words) == 2
@@ -131,14 +132,25 @@ def test_the_shortest_context_that_holds_the_records(folder):
     assert records.row_length == 193
 
 
-def test_without_a_vocabulary_the_line_says_where_to_name_it(folder):
+def test_without_a_vocabulary_the_line_says_where_to_name_it(folder, trained):
     run = registry.read_run(folder / "run.yaml")
     for section in (run.train_dataset, run.eval_dataset):
         section.tokenizer.vocab_file = None
     with pytest.raises(LmError, match="^train_dataset.tokenizer.vocab_file: is missing; must be"):
         Trainer(run)._records(run, "train_dataset")
     assert Trainer(run, tokenizer=folder)._records(run, "train_dataset").row_length == 194
-    assert "ADGenDataLoader" in dump_run(run)
+    weights = folder / "whole" / "checkpoint" / "rank_0" / "CKP-4"
+    assert Trainer(run)._records(run, "train_dataset", str(weights)).row_length == 194
+
+
+def test_a_vocabulary_of_data_that_are_not_used_is_not_missed(folder):
+    run = registry.read_run(folder / "run.yaml")
+    assert vocabulary.named(run) == str(folder)
+    for section in (run.train_dataset, run.eval_dataset):
+        section.tokenizer.vocab_file = "/nowhere/tokenizer.model"
+    assert vocabulary.named(run) == ""
+    run.processor.tokenizer.vocab_file = "/nowhere/tokenizer.model"
+    assert vocabulary.named(run) == "/nowhere"
 
 
 def test_another_models_tokenizer_is_refused_by_name(folder, tmp_path):

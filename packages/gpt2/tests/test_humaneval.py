@@ -57,6 +57,8 @@ def test_stopped_and_resumed_equals_never_stopped_in_any_batch(folder, capsys):
     (folder / "stopped").mkdir()
     cut = whole["samples.jsonl"].index(b"\n") + 20
     (folder / "stopped" / "samples.jsonl").write_bytes(whole["samples.jsonl"][:cut])
+    settings = (folder / "whole" / "samples.settings.json").read_bytes()
+    (folder / "stopped" / "samples.settings.json").write_bytes(settings)
     assert evaluate(folder, "stopped", 3) == whole
 
     def by_line(found):

@@ -21,13 +21,14 @@ import numpy as np
 import regex
 
 from lm_core.errors import TokenizerError
+from lm_core.tokenizer.forms import Forms
 from lm_core.tokenizer.rows import cut_length, pad_length, tensor
 from lm_core.tokenizer.values import plain, without_surrogates
 
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-class Tokenizer:
+class Tokenizer(Forms):
     """Text to ids and back; subclasses give `_encode`, `_bytes`, `_id`, `_token` and `_files`.
 
     Attributes:
@@ -181,34 +182,6 @@ class Tokenizer:
         begin = self.bos_token_id if self.add_bos_token else None
         return [] if begin is None else [begin]
 
-    def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
-        """A question in the words in which a model was trained to be asked, after earlier rounds.
-
-        Raises:
-            TokenizerError: no such words are known for this tokenizer.
-        """
-        raise TokenizerError(
-            f"build_prompt: {type(self).__name__} has no form for questions; must be the tokenizer "
-            f"of a model that was trained on one (ChatGLM2); use another model or other data"
-        )
-
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
-    ) -> list[int]:
-        """Ids of a conversation in the form in which a model was trained to chat.
-
-        Args:
-            messages: see `lm_core.tokenizer.messages`.
-            add_generation_prompt: end where the answer to the last message begins.
-
-        Raises:
-            TokenizerError: no form is known for this tokenizer, or messages do not fit it.
-        """
-        raise TokenizerError(
-            f"chat: {type(self).__name__} has no chat format; must be the tokenizer of a model "
-            f"that was trained to chat; use another model"
-        )
-
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text as the vocabulary spells them."""
         return self.convert_ids_to_tokens(self.encode(text, add_special_tokens=False))
@@ -345,33 +318,6 @@ class Tokenizer:
             return None
         index = self.special.get(token)
         return self._id(token) if index is None else index
-
-    @property
-    def infill_end_id(self) -> int | None:
-        """Id of the token that ends what a model puts between two texts; None: it cannot."""
-        return None
-
-    def build_infill_prompt(
-        self, prefix: str, suffix: str, suffix_first: bool = False
-    ) -> list[int]:
-        """Ids after which a model says what stands between two texts.
-
-        Args:
-            prefix: what stands before it.
-            suffix: what stands after it.
-            suffix_first: show the suffix before the prefix; the prefix is then simply continued.
-
-        Raises:
-            TokenizerError: the vocabulary has no tokens for this.
-        """
-        raise TokenizerError(
-            "infill: this tokenizer has no tokens for infilling; must be of a model that was "
-            "trained to fill in; use one, or give it the beginning alone"
-        )
-
-    def decode_infill(self, ids: Any) -> str:
-        """Text of what a model said after such a prompt, up to the token that ends it."""
-        raise NotImplementedError
 
     @property
     def all_special_ids(self) -> list[int]:

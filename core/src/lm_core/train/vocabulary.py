@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 
 def named(run: RunConfig) -> str:
-    """The folder of the vocabulary that a run names, "" where it names none."""
-    sections = (run.processor, run.train_dataset, run.eval_dataset)
-    return next(filter(None, (_folder(section.tokenizer) for section in sections)), "")
+    """The folder of the vocabulary that a run names, "" where it names none.
+
+    A section about data is asked only if its file is there: other data may be what is used.
+    """
+    found = [_folder(run.processor.tokenizer)]
+    for section in (run.train_dataset.tokenizer, run.eval_dataset.tokenizer):
+        if Path(section.vocab_file or "nowhere").exists():
+            found.append(_folder(section))
+    return next(filter(None, found), "")
 
 
 def encoder(run: RunConfig, which: str, given: str, weights: str) -> Tokenizer:
@@ -34,7 +40,13 @@ def encoder(run: RunConfig, which: str, given: str, weights: str) -> Tokenizer:
         CheckpointError: the folder has no such files.
         TokenizerError: they cannot be read.
     """
-    folder = given or _folder(getattr(run, which).tokenizer) or named(run) or weights
+    section = getattr(run, which).tokenizer
+    if not given and section.vocab_file and not Path(section.vocab_file).exists():
+        raise ConfigError(
+            f"{which}.tokenizer.vocab_file: {section.vocab_file} does not exist; must be the "
+            f"vocabulary that encodes the texts; set it, or null to use the one beside the weights"
+        )
+    folder = given or _folder(section) or named(run) or weights
     if not folder:
         raise ConfigError(
             f"{which}.tokenizer.vocab_file: is missing; must be the vocabulary that encodes the "

@@ -46,6 +46,7 @@ class Baichuan2Config(ModelConfig):
     }
     normalised_head: ClassVar[bool] = True
 
+    computes_positions: ClassVar[bool] = True
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset(
         {"intermediate_size", "multiple_of", "ffn_dim_multiplier"}
     )
