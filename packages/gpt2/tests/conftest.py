@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def sizes() -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def sizes() -> Mapping[str, Any]:
     """`model_config` of a model that trains in seconds."""
-    return dict(SIZES)
+    return MappingProxyType(SIZES)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def change() -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
     """Sets keys of a run, in place; `__` stands for the dot between sections."""
 

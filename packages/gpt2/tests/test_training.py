@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,14 @@ pytestmark = pytest.mark.slow
 DROPOUTS = ("embedding_dropout_prob", "hidden_dropout_rate", "attention_dropout_rate")
 
 
-@pytest.fixture
-def make(data, sizes, tmp_path, change):
-    """`make(output, key=value, ...)` -> a Trainer; dotted keys with __ for the dot."""
+@pytest.fixture(scope="module")
+def make_in(data, sizes, change):
+    """`make_in(folder, output, key=value, ...)` -> a Trainer; keys with __ for the dot."""
 
-    def build(output: str = "out", model: dict | None = None, **changes) -> Trainer:
+    def build(folder: Path, output: str = "out", model: dict | None = None, **changes) -> Trainer:
         run = {
             "base": "gpt2_tiny",
-            "output_dir": str(tmp_path / output),
+            "output_dir": str(folder / output),
             "seed": 5,
             "model": {"model_config": {**sizes, **(model or {})}},
             "runner_config": {"epochs": 3, "batch_size": 4, "max_steps": 8},
@@ -46,6 +47,25 @@ def make(data, sizes, tmp_path, change):
         return Trainer(change(run, changes))
 
     return build
+
+
+@pytest.fixture
+def make(make_in, tmp_path):
+    """`make(output, key=value, ...)` -> a Trainer of a folder of this test."""
+    return partial(make_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(make_in, tmp_path_factory):
+    """What other runs are held against: a Trainer that has trained. Nobody changes it."""
+    trainer = make_in(tmp_path_factory.mktemp("plain"), "plain")
+    trainer.train()
+    return trainer
+
+
+def last_of(trainer: Trainer) -> Path:
+    """The newest checkpoint."""
+    return Path(trainer.run.output_dir) / "checkpoint/rank_0/tiny-8"
 
 
 def history(trainer: Trainer, *names: str) -> list[list]:
@@ -72,17 +92,15 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_the_same_run_twice_is_bit_identical(make):
+def test_the_same_run_twice_is_bit_identical(make, plain):
     """Weights and history, with dropout; another seed is another run, also seed 0."""
-    runs = {}
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        trainer = make(name, seed=seed)
+    again, other = make("again"), make("other", seed=0)
+    for trainer in (again, other):
         trainer.train()
-        runs[name] = (history(trainer), tiny.weights(trainer.network))
-    assert runs["a"][0] == runs["b"][0]
-    assert same(runs["a"][1], runs["b"][1])
-    assert runs["a"][0] != runs["c"][0]
-    losses = [line[1] for line in runs["a"][0]]
+    assert history(again) == history(plain)
+    assert same(tiny.weights(again.network), tiny.weights(plain.network))
+    assert history(other) != history(plain)
+    losses = [line[1] for line in history(other)]
     assert losses[-1] < losses[0]
 
 
@@ -113,15 +131,15 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("name", "step"), [*zip(OPTIONS, (4, 5, 3, 4), strict=True)])
-def test_resumed_is_never_stopped(make, name, step):
+def test_resumed_is_never_stopped(make, plain, name, step):
     """With dropout, in a new model and optimizer: the same bits, history and files.
 
     An epoch has 5 steps, with accumulation 2: they stop in the middle of one and at its end, and
     all go on over the end of another. The run that is never stopped waits for its checkpoints.
     """
     waiting = {key: value for key, value in OPTIONS[name].items() if key != "callbacks"}
-    whole = make("whole", **waiting)
-    last = whole.train()
+    whole = make("whole", **waiting) if waiting else plain
+    last = whole.train() if waiting else last_of(plain)
     stopped = make("parts", **OPTIONS[name])
     stopped.callbacks = [StopAfter(step)]
     with pytest.raises(KeyboardInterrupt):
@@ -197,29 +215,23 @@ def test_accumulated_micro_batches_are_one_batch(make):
                 np.testing.assert_allclose(value, results[0][0][name], rtol=0, atol=1e-6)
 
 
-def test_recompute_changes_nothing(make):
-    losses = []
-    for name, recompute in (("a", False), ("b", True)):
-        trainer = make(name, recompute_config={"recompute": recompute})
-        trainer.train()
-        losses.append([line[1] for line in history(trainer)])
+def test_recompute_changes_nothing(make, plain):
+    again = make(recompute_config={"recompute": True})
+    again.train()
+    losses = [[line[1] for line in history(trainer)] for trainer in (plain, again)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
-def test_evaluation_is_the_same_for_every_batch_size(make, data):
+def test_evaluation_is_the_same_for_every_batch_size(plain, data, monkeypatch):
     """And equal to what the logits say, token by token, in float64."""
-    trainer = make(runner_config__max_steps=4)
-    trainer.train()
     found = []
     for size in (1, 4, 5, 100):
-        trainer.run.runner_config.batch_size = size
-        found.append(trainer.evaluate()["PerplexityMetric"])
+        monkeypatch.setattr(plain.run.runner_config, "batch_size", size)
+        found.append(plain.evaluate()["PerplexityMetric"])
     for result in found:
         assert result["loss"] == pytest.approx(found[0]["loss"], rel=1e-6)
         assert result["PPL"] == pytest.approx(math.exp(result["loss"]))
-    assert found[0]["loss"] == pytest.approx(
-        _exact_loss(trainer.network, data["held_out"]), rel=1e-5
-    )
+    assert found[0]["loss"] == pytest.approx(_exact_loss(plain.network, data["held_out"]), rel=1e-5)
 
 
 def _exact_loss(model, path: Path) -> float:
@@ -240,27 +252,24 @@ def _exact_loss(model, path: Path) -> float:
     return float(np.mean(losses))
 
 
-def test_evaluation_on_the_way_does_not_disturb(make):
+def test_evaluation_on_the_way_does_not_disturb(make, plain):
     with_it = make("a", do_eval=True, eval_step_interval=2)
-    without = make("b")
     with_it.train()
-    without.train()
-    assert same(tiny.weights(with_it.network), tiny.weights(without.network))
+    assert same(tiny.weights(with_it.network), tiny.weights(plain.network))
     evaluated = [line for line in history(with_it, "eval_loss", "eval_ppl") if line[4] is not None]
     assert [line[0] for line in evaluated] == [2, 4, 6, 8]
     assert evaluated[-1][4] == pytest.approx(with_it.evaluate()["PerplexityMetric"]["loss"])
 
 
-def test_a_checkpoint_is_a_model_directory(make):
-    trainer = make()
-    last = trainer.train()
+def test_a_checkpoint_is_a_model_directory(plain):
+    last = last_of(plain)
     assert not atomic.verify(last)
     assert {"config.json", "model.safetensors", "run.yaml", "training.json"} <= set(
         os.listdir(last)
     )
-    assert same(tiny.weights(AutoModel.from_pretrained(last)), tiny.weights(trainer.network))
-    from_run = AutoModel.from_pretrained(trainer.run.output_dir)
-    assert same(tiny.weights(from_run), tiny.weights(trainer.network))
+    assert same(tiny.weights(AutoModel.from_pretrained(last)), tiny.weights(plain.network))
+    from_run = AutoModel.from_pretrained(plain.run.output_dir)
+    assert same(tiny.weights(from_run), tiny.weights(plain.network))
 
 
 def test_old_checkpoints_are_deleted(make):
@@ -320,16 +329,14 @@ def test_steps_that_are_not_finite_can_be_left_out(make, tmp_path):
     assert not file.exists()
 
 
-def test_finetune_needs_weights(make):
+def test_finetune_needs_weights(make, plain):
     with pytest.raises(CheckpointError, match="load_checkpoint: is missing.*pretrain"):
         make().finetune()
-    start = make("start")
-    last = start.train()
     tuned = make("tuned", runner_config__max_steps=2, lr_schedule__learning_rate=0.0001)
-    tuned.finetune(str(last))
+    tuned.finetune(str(last_of(plain)))
     first = history(tuned)[0][1]
-    assert first < history(start)[0][1]
-    again = make("again", runner_config__max_steps=2, load_checkpoint=start.run.output_dir)
+    assert first < history(plain)[0][1]
+    again = make("again", runner_config__max_steps=2, load_checkpoint=plain.run.output_dir)
     again.run.lr_schedule.learning_rate = 0.0001
     again.finetune()
     assert history(again)[0][1] == first
