@@ -197,10 +197,9 @@ class AutoTokenizer:
             TokenizerError: the files are damaged, of an unknown kind, or of several families.
         """
         spec, directory = hub.tokenizer_directory(name_or_path)
-        if spec is None and isinstance(family, ModelConfig):
-            spec = hub.family_if_any(family)
-        elif spec is None and family is not None:
-            spec = registry.find(family)
+        if spec is None and family is not None:
+            named = isinstance(family, str)
+            spec = registry.find(family) if named else hub.family_if_any(family)  # type: ignore
         return _guessed(directory) if spec is None else spec.tokenizer(directory)
 
 

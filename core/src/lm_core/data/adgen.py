@@ -152,7 +152,7 @@ class AnswerRecords(Records):
         pad = self.tokenizer.pad_token_id or 0
         for row in self.numbers(rows).tolist():
             found = answers.document(self.tokenizer, self.pairs[row], self.lengths)
-            yield answers.filled(found, self._length, pad, self.train_padding)
+            yield dict(answers.filled(found, self._length, pad, self.train_padding))
 
     def locate(self, row: int) -> str:
         """Where a record is: "FILE line 17"."""

@@ -55,6 +55,11 @@ class Records:
             raise IndexError(f"{self.path}: records are numbered 0 to {len(self) - 1}")
         return found
 
+    def values(self, column: str) -> np.ndarray:
+        """All values of a column with one value a record, [n]."""
+        rows = self.stream(np.arange(len(self)))
+        return np.fromiter((row[column][0] for row in rows), np.int32, len(self))
+
     def read(self, rows: np.ndarray | Sequence[int]) -> dict[str, np.ndarray]:
         """Records by number as arrays [n, L] of int32.
 

@@ -80,7 +80,7 @@ def _generator(
 
     config = model.config
     own = config.max_length or config.max_decode_length or config.max_new_tokens
-    options = {} if own else {"max_new_tokens": records.lengths.target}
+    options: dict[str, Any] = {} if own else {"max_new_tokens": records.lengths.target}
     generator = TextGenerationPipeline(
         model, records.tokenizer, batch_size=run.runner_config.batch_size, **options
     )
@@ -182,8 +182,9 @@ def _shared(context: ParallelContext, result: dict[str, float]) -> dict[str, flo
 
 
 def _numbers(there: Records, rows: int, path: Path) -> list[int]:
-    found = [record.get("number") for record in there]
-    if not all(isinstance(number, int) and 0 <= number < rows for number in found):
+    given = [record.get("number") for record in there]
+    found = [number for number in given if isinstance(number, int) and 0 <= number < rows]
+    if len(found) < len(given):
         raise DataError(
             f"{path}: has lines without the number of a row; must hold what was written there; "
             f"delete it to begin again"
