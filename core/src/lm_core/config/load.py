@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _SIZES: KeyPath = ("model", "model_config")
+_ARCH: KeyPath = ("model", "arch", "type")
 
 Problem = tuple[KeyPath, str]
 
@@ -95,8 +96,9 @@ def family_names(layers: Layers) -> list[str]:
         _get(layers.values, *_SIZES, "preset"),
         _get(layers.values, "trainer", "model_name"),
         _get(layers.values, *_SIZES, "checkpoint_name_or_path"),
+        # Before the configuration's, which networks may share.
+        _get(layers.values, *_ARCH),
         _get(layers.values, *_SIZES, "type"),
-        _get(layers.values, "model", "arch", "type"),
     ]
     return [name for name in found if isinstance(name, str) and name]
 
@@ -173,13 +175,18 @@ def _preset_problems(layers: Layers, family: ModelFamily) -> list[Problem]:
 
 
 def _sizes(layers: Layers, family: ModelFamily, preset: str) -> dict[str, Any]:
-    """The model configuration's values: the preset's, and over them those of the run."""
+    """The model configuration's values: the preset's, the network's, and over them the run's."""
     given = _get(layers.values, *_SIZES)
     start = family.presets[preset].explicit() if preset else {}
     start.pop("parallel_config", None)
-    sizes = {**start, **(given if isinstance(given, dict) else {})}
+    sizes = {**start, **_implied(layers, family), **(given if isinstance(given, dict) else {})}
     sizes.pop("preset", None)
     return sizes
+
+
+def _implied(layers: Layers, family: ModelFamily) -> Mapping[str, Any]:
+    """What follows from the name of the network."""
+    return family.config_class.implied.get(str(_get(layers.values, *_ARCH)), {})
 
 
 def _with_config(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -248,6 +255,8 @@ def _flat_origins(layers: Layers, family: ModelFamily, preset: str) -> dict[str,
         for path, origin in layers.origins.items()
         if path not in sections
     }
+    for key in _implied(layers, family):
+        flat.setdefault(explain.spell((*_SIZES, key)), layers.origin(_ARCH))
     if preset:
         flat.setdefault("trainer.model_name", f"preset {preset}")
         for key in family.presets[preset].model_fields_set:

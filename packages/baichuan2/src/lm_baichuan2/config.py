@@ -44,13 +44,18 @@ class Baichuan2Config(ModelConfig):
         "Baichuan7BV2ForCausalLM": "text_generation",
         "Baichuan13BV2ForCausalLM": "text_generation",
     }
+    implied: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "Baichuan7BV2ForCausalLM": {"position_embedding": "rope"},
+        "Baichuan13BV2ForCausalLM": {"position_embedding": "alibi"},
+    }
+    # Run files of MindFormers use its class for Llama.
+    types_of_others: ClassVar[frozenset[str]] = frozenset({"LlamaConfig"})
     normalised_head: ClassVar[bool] = True
 
     seen_in_shapes: ClassVar[frozenset[str]] = frozenset(
         {"intermediate_size", "multiple_of", "ffn_dim_multiplier"}
     )
 
-    # Run files of MindFormers use its class for Llama.
     type: Literal["Baichuan2Config", "BaichuanConfig", "LlamaConfig"] = "Baichuan2Config"
     vocab_size: Positive = 125696
     hidden_size: Positive = 4096
@@ -73,9 +78,10 @@ class Baichuan2Config(ModelConfig):
     eos_token_id: NonNegative | list[NonNegative] | None = 2
     pad_token_id: NonNegative | None = 0
     unk_token_id: NonNegative | None = 0
-    user_token_id: NonNegative = 195
-    assistant_token_id: NonNegative = 196
 
+    # The tokenizer has these from its vocabulary.
+    user_token_id: Annotated[NonNegative, NO_EFFECT] = 195
+    assistant_token_id: Annotated[NonNegative, NO_EFFECT] = 196
     n_kv_heads: Annotated[None, NO_EFFECT] = None
     rotary_dtype: Annotated[FloatType, NO_EFFECT] = "float32"
     qkv_concat: Annotated[bool, NO_EFFECT] = False
@@ -190,7 +196,7 @@ def _preset(hidden_size: int, num_layers: int, num_heads: int, **fields: Any) ->
 _TINY: dict[str, Any] = {"intermediate_size": 176, "vocab_size": 1024, "seq_length": 128}
 
 PRESETS: dict[str, Baichuan2Config] = {
-    "baichuan2_7b": _preset(4096, 32, 32, intermediate_size=11008),
+    "baichuan2_7b": _preset(4096, 32, 32, intermediate_size=11008, max_position_embeddings=4096),
     "baichuan2_13b": _preset(5120, 40, 40, intermediate_size=13696, position_embedding="alibi"),
     "baichuan2_tiny": _preset(64, 2, 4, **_TINY),
     # A number of heads that is no power of two, as 13B has.
