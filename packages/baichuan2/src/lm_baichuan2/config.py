@@ -30,7 +30,6 @@ _HF_ONLY: dict[str, Any] = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "z_loss_weight": 0,
-    "quantization_config": None,
 }
 _FIRST_VOCABULARY = 64000
 """Of the first Baichuan, whose files are of the same type and whose head is an ordinary one."""
@@ -139,6 +138,11 @@ class Baichuan2Config(ModelConfig):
             for key, only in _HF_ONLY.items()
             if key in values and values[key] != only
         ]
+        if values.get("quantization_config"):
+            found.append(
+                "quantization_config: is given, so the weights are quantized; must be of float16 "
+                "or bfloat16; use the checkpoint without 4bits in its name"
+            )
         if values.get("vocab_size") == _FIRST_VOCABULARY:
             found.append(
                 f"vocab_size: is {_FIRST_VOCABULARY}, that of the first Baichuan, which is another "
