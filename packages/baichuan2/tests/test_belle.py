@@ -88,7 +88,7 @@ def test_the_loss_falls(trained):
 
 
 def test_answers_are_learnt_and_end(folder, trained):
-    """Also the first of two, behind which no `</s>` stands in the records."""
+    """Both of each dialogue, one asked with the other before it."""
     (saved,) = (trained[0] / "checkpoint" / "rank_0").glob("belle-120")
     model, tokenizer = AutoModel.from_pretrained(saved), load(folder)
     ended, exact = [], []

@@ -142,6 +142,24 @@ def test_the_networks_name_decides_about_positions(arch: str, positions: str):
     assert said.model.config.position_embedding == other
 
 
+@pytest.mark.parametrize("name", ["preset", "model_name"])
+def test_a_network_that_is_not_the_presets(name: str):
+    values = made("Baichuan7BV2ForCausalLM")
+    if name == "preset":
+        values["model"]["model_config"]["preset"] = "baichuan2_13b"
+    else:
+        values["trainer"] = {"model_name": "baichuan2_13b"}
+    says = (
+        "model.arch.type: is a network with position_embedding rope, and baichuan2_13b has alibi; "
+        "must agree; change one of the two, or set model.model_config.position_embedding"
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_run(values)
+    assert len(caught.value.problems) == 1 and says in str(caught.value)
+    values["model"]["model_config"]["position_embedding"] = "alibi"
+    assert read_run(values).model.config.position_embedding == "alibi"
+
+
 def test_where_positions_come_from_is_said():
     run = read_run(made("Baichuan13BV2ForCausalLM"))
     assert run.origin("model.model_config.position_embedding") == run.origin("model.arch.type")

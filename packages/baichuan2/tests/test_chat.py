@@ -132,10 +132,20 @@ def test_a_text_is_continued_as_it_is_written(model, tokenizer):
     assert shown.startswith(prompt)
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_new_tokens": 256}, {"max_length": 256}])
-def test_what_was_said_is_remembered(model, tokenizer, settings):
+@pytest.mark.parametrize(
+    ("of_run", "settings"),
+    [
+        ({}, {}),
+        ({}, {"max_new_tokens": 256}),
+        ({}, {"max_length": 256}),
+        ({"max_decode_length": 256}, {}),
+        ({"max_decode_length": 256}, {"max_new_tokens": 256}),
+    ],
+)
+def test_what_was_said_is_remembered(model, tokenizer, of_run, settings):
     """Also where the answer may be as long as the context: no setting leaves it no room."""
-    answerer = Answerer(model, tokenizer, chat_settings(model.config, **settings))
+    config = model.config.copy(of_run)
+    answerer = Answerer(model, tokenizer, chat_settings(config, **settings))
     rounds = [("the red fox", "two blue cups"), ("a", "b")]
     ids, skipped = answerer.prompt(Conversation("", rounds, "who?"))
     asked = Conversation("", rounds, "who?").messages()

@@ -183,6 +183,19 @@ def test_the_first_token_is_no_target(tmp_path, model_file, packing):
     assert (rows["labels"][starts] == -100).all()
 
 
+def test_texts_for_further_training(tmp_path, model_file):
+    """As the card goes on with WikiText: paragraphs between the tokens of a text, no labels."""
+    (tmp_path / "wiki.train.tokens").write_text(" = A = \n \n" + "the red fox waits \n \n" * 30)
+    words = ["wiki", "--input_glob", tmp_path / "*.tokens", "--model_file", model_file]
+    words += ["--seq_length", 16, "--output_file", tmp_path / "wiki.mindrecord"]
+    assert run_verb("preprocess", SPEC, list(map(str, words))) == 0
+    rows = read(tmp_path / "wiki.mindrecord")
+    assert list(rows) == ["input_ids"] and rows["input_ids"].shape[1] == 17
+    ids = rows["input_ids"].ravel().tolist()
+    pairs = zip(ids, ids[1:], strict=False)
+    assert {pair for pair in pairs if pair[0] == 2 or pair[1] == 1} == {(2, 1)}
+
+
 def test_a_vocabulary_without_roles(tmp_path, capsys):
     (tmp_path / "tokenizer.model").write_bytes(tiny.sentencepiece_model())
     (tmp_path / "a.json").write_text(json.dumps(generated(1, 3)))

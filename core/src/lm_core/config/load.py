@@ -113,7 +113,7 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     _take_texts(layers, family)
     places = _places(family)
     preset = _preset(layers, family)
-    found = [*twice, *_preset_problems(layers, family)]
+    found = [*twice, *_preset_problems(layers, family), *_network_problems(layers, family, preset)]
     config, wrong = _validate(family.config_class, _sizes(layers, family, preset), _SIZES, places)
     found += wrong
     # A stand-in lets the rest of the run be checked in the same pass when the sizes are wrong.
@@ -187,6 +187,22 @@ def _sizes(layers: Layers, family: ModelFamily, preset: str) -> dict[str, Any]:
 def _implied(layers: Layers, family: ModelFamily) -> Mapping[str, Any]:
     """What follows from the name of the network."""
     return family.config_class.implied.get(str(_get(layers.values, *_ARCH)), {})
+
+
+def _network_problems(layers: Layers, family: ModelFamily, preset: str) -> list[Problem]:
+    """Where a preset and the name of the network contradict each other, and the run is silent."""
+    given, found = _get(layers.values, *_SIZES), list[Problem]()
+    for key, value in _implied(layers, family).items() if preset else ():
+        other = getattr(family.presets[preset], key)
+        if other != value and not (isinstance(given, dict) and key in given):
+            found.append(
+                (
+                    _ARCH,
+                    f"is a network with {key} {value}, and {preset} has {other}; must agree; "
+                    f"change one of the two, or set model.model_config.{key}",
+                )
+            )
+    return found
 
 
 def _with_config(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
