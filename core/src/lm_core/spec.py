@@ -83,7 +83,8 @@ class ModelSpec:
     def class_names(self) -> list[str]:
         """What run files call configuration and network: `GPT2Config`, `GPT2LMHeadModel`."""
         types = get_args(self.config_class.model_fields["type"].annotation)
-        return [*types, *self.config_class.architectures]
+        own = [name for name in types if name not in self.config_class.types_of_others]
+        return [*own, *self.config_class.architectures]
 
 
 def names() -> list[str]:

@@ -217,6 +217,15 @@ def test_a_transposed_matrix_is_told_in_their_shape():
     assert "model.h.0.fc is [8, 12] and must be [12, 8]" in line
 
 
+@pytest.mark.parametrize("name", ["model.h.0.SCB", "model.h.1.qkv.weight.absmax", "wte.qweight"])
+def test_weights_of_few_bits_are_told_in_one_line(name):
+    arrays = theirs(config()) | {name: np.zeros(3), f"{name}.scales": np.zeros(3)}
+    del arrays["model.norm"]
+    (line,) = problems(lambda: table().load(Memory(arrays), config()))
+    assert f"holds quantized weights ({name} and 1 more beside them); must hold float32" in line
+    assert "missing" not in line
+
+
 def test_nothing_at_all_is_all_missing():
     (line,) = problems(lambda: table().load(Memory({}), config()))
     assert "6 missing tensors" in line

@@ -208,3 +208,17 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     with pytest.raises(CheckpointError, match="complex128, which safetensors lacks"):
         tensorfile.write(path, Memory({"a": np.zeros(2, complex)}))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_one_of_several_files_of_a_model(tmp_path):
+    arrays = {"a": np.zeros(9, np.float32), "b": np.zeros(9, np.float32)}
+    tensorfile.write_sharded(tmp_path, Memory(arrays), 40)
+    shards = sorted(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(shards) == 2 and all(map(tensorfile.is_shard, shards))
+    tensorfile.write(tmp_path / "other.safetensors", Memory(arrays))
+    assert not tensorfile.is_shard(tmp_path / "other.safetensors")
+    index = tmp_path / tensorfile.INDEX
+    index.write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    assert not tensorfile.is_shard(tmp_path / "other.safetensors")
+    index.write_text("{")
+    assert not tensorfile.is_shard(shards[0])

@@ -48,6 +48,11 @@ def resolve(family):
     return run
 
 
+def test_a_flag_by_another_name(resolve):
+    run = resolve("--config", "toy", "--train_data", "d")
+    assert run.train_dataset.data_loader.dataset_dir == "d"
+
+
 @pytest.mark.parametrize("flag, key, _metavar, _help", FLAGS + MORE_FLAGS)
 def test_every_flag_sets_its_key(resolve, flag, key, _metavar, _help):
     values = {

@@ -53,6 +53,26 @@ def test_a_dialogue_ends_after_what_fits(rounds, kept, counted):
     assert counts == counted
 
 
+@pytest.mark.parametrize(
+    ("length", "ids"),
+    [
+        (30, [5, 5, 7, 7, 5, 5, 7, 7, 5, 5, 7, 7, 2]),
+        (13, [5, 5, 7, 7, 5, 5, 7, 7, 5, 5, 7, 7, 2]),
+        (12, [5, 5, 7, 7, 5, 5, 7, 7, 2]),
+        (9, [5, 5, 7, 7, 5, 5, 7, 7, 2]),
+        (8, [5, 5, 7, 7, 2]),
+        (5, [5, 5, 7, 7, 2]),
+        (4, [5, 5, 7, 7]),
+        (3, [5, 5, 7]),
+    ],
+)
+def test_what_stands_behind_the_last_answer_alone(length, ids):
+    one = Round(Piece.given([5, 5]), Piece.trained([7, 7]), last=Piece.trained([2]))
+    document = fit([one] * 3, length, Counts())
+    assert document.ids.tolist() == ids
+    assert document.labels.tolist() == [IGNORED if index == 5 else index for index in ids]
+
+
 @pytest.mark.parametrize("question", [10, 11, 500])
 def test_a_question_that_leaves_no_room_leaves_the_dialogue_out(question):
     counts = Counts()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
-from lm_core.checkpoint import atomic, io, rankfolders, released, saved
+from lm_core.checkpoint import atomic, io, rankfolders, released, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Tensors
 from lm_core.checkpoint.source import Source, read_json, table_of
 from lm_core.config.model import ModelConfig
@@ -277,6 +277,8 @@ def _file(path: Path, spec: ModelSpec | None, config: ModelConfig | None) -> Sou
     found = release_in(path.parent)
     if found and path in released.files(path.parent, found.release):
         return _released(path.parent, found, config)  # One of its files is no model.
+    if tensorfile.is_shard(path):
+        return _weights_of(path.parent, spec, config)
     tensors = io.open_file(path)
     if config is None and (path.parent / "config.json").is_file():
         beside = described(path.parent, spec, config)

@@ -253,3 +253,15 @@ def _shards(tensors: Tensors, limit: int | None) -> list[list[str]]:
         shards[-1].append(name)
         room -= spec.nbytes
     return shards
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is one of several of a model, by an index beside it."""
+    for index in path.parent.glob("*.index.json"):
+        try:
+            files = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if path.name in files and len(files) > 1:
+            return True
+    return False

@@ -122,7 +122,8 @@ def add_run_arguments(parser: ArgumentParser) -> None:
         "--predict_data", metavar="TEXT", nargs="+", help="prompts, or a file with one a line"
     )
     for flag, _, metavar, text in FLAGS:
-        run.add_argument(f"--{flag}", metavar=metavar, help=text)
+        also = ["--train_data"] if flag == "train_dataset_dir" else []
+        run.add_argument(f"--{flag}", *also, metavar=metavar, help=text)
     more = parser.add_argument_group("more flags of run files")
     for flag, key, metavar, text in MORE_FLAGS:
         more.add_argument(f"--{flag}", metavar=metavar, help=f"{text} ({key})")

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _SIZES: KeyPath = ("model", "model_config")
+_ARCH: KeyPath = ("model", "arch", "type")
 
 Problem = tuple[KeyPath, str]
 
@@ -95,8 +96,9 @@ def family_names(layers: Layers) -> list[str]:
         _get(layers.values, *_SIZES, "preset"),
         _get(layers.values, "trainer", "model_name"),
         _get(layers.values, *_SIZES, "checkpoint_name_or_path"),
+        # Before the configuration's, which networks may share.
+        _get(layers.values, *_ARCH),
         _get(layers.values, *_SIZES, "type"),
-        _get(layers.values, "model", "arch", "type"),
     ]
     return [name for name in found if isinstance(name, str) and name]
 
@@ -111,7 +113,7 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     _take_texts(layers, family)
     places = _places(family)
     preset = _preset(layers, family)
-    found = [*twice, *_preset_problems(layers, family)]
+    found = [*twice, *_preset_problems(layers, family), *_network_problems(layers, family, preset)]
     config, wrong = _validate(family.config_class, _sizes(layers, family, preset), _SIZES, places)
     found += wrong
     # A stand-in lets the rest of the run be checked in the same pass when the sizes are wrong.
@@ -173,13 +175,34 @@ def _preset_problems(layers: Layers, family: ModelFamily) -> list[Problem]:
 
 
 def _sizes(layers: Layers, family: ModelFamily, preset: str) -> dict[str, Any]:
-    """The model configuration's values: the preset's, and over them those of the run."""
+    """The model configuration's values: the preset's, the network's, and over them the run's."""
     given = _get(layers.values, *_SIZES)
     start = family.presets[preset].explicit() if preset else {}
     start.pop("parallel_config", None)
-    sizes = {**start, **(given if isinstance(given, dict) else {})}
+    sizes = {**start, **_implied(layers, family), **(given if isinstance(given, dict) else {})}
     sizes.pop("preset", None)
     return sizes
+
+
+def _implied(layers: Layers, family: ModelFamily) -> Mapping[str, Any]:
+    """What follows from the name of the network."""
+    return family.config_class.implied.get(str(_get(layers.values, *_ARCH)), {})
+
+
+def _network_problems(layers: Layers, family: ModelFamily, preset: str) -> list[Problem]:
+    """Where a preset and the name of the network contradict each other, and the run is silent."""
+    given, found = _get(layers.values, *_SIZES), list[Problem]()
+    for key, value in _implied(layers, family).items() if preset else ():
+        other = getattr(family.presets[preset], key)
+        if other != value and not (isinstance(given, dict) and key in given):
+            found.append(
+                (
+                    _ARCH,
+                    f"is a network with {key} {value}, and {preset} has {other}; must agree; "
+                    f"change one of the two, or set model.model_config.{key}",
+                )
+            )
+    return found
 
 
 def _with_config(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -248,6 +271,8 @@ def _flat_origins(layers: Layers, family: ModelFamily, preset: str) -> dict[str,
         for path, origin in layers.origins.items()
         if path not in sections
     }
+    for key in _implied(layers, family):
+        flat.setdefault(explain.spell((*_SIZES, key)), layers.origin(_ARCH))
     if preset:
         flat.setdefault("trainer.model_name", f"preset {preset}")
         for key in family.presets[preset].model_fields_set:

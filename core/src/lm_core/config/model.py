@@ -65,6 +65,10 @@ class ModelConfig(Section):
 
     architectures: ClassVar[Mapping[str, str]] = {}
     """Names that `model.arch.type` may have -> the task they are for."""
+    implied: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Names that `model.arch.type` may have -> fields that it decides where a run does not."""
+    types_of_others: ClassVar[frozenset[str]] = frozenset()
+    """Values of `type` that are of another model, so that they do not make a run one of this."""
     normalised_head: ClassVar[bool] = False
     """Whether logits are products with the directions of the head's columns; such a head cannot
     have an adapter, which could not be merged."""

@@ -58,14 +58,21 @@ class Piece(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A question with all that stands before its answer, and the answer with its end."""
+    """A question with all that stands before its answer, and the answer with its end.
+
+    Attributes:
+        question: its first label may be what ends the answer before it.
+        answer: what the model is to say.
+        last: what stands behind the answer only where no round follows.
+    """
 
     question: Piece
     answer: Piece
+    last: Piece = Piece([], [])
 
     @property
     def size(self) -> int:
-        """Number of ids."""
+        """Number of ids before another round."""
         return len(self.question.ids) + len(self.answer.ids)
 
 
@@ -126,7 +133,7 @@ def fit(rounds: Sequence[Round], length: int, counts: Counts) -> Document | None
     kept: list[Round] = []
     room = length
     for one in rounds:
-        if one.size > room:
+        if one.size + len(one.last.ids) > room:
             break
         kept.append(one)
         room -= one.size
@@ -153,7 +160,8 @@ def _cut_answer(one: Round, length: int) -> Round | None:
 
 
 def _document(rounds: Sequence[Round]) -> Document:
-    pieces = [piece for one in rounds for piece in one]
+    pieces = [piece for one in rounds for piece in (one.question, one.answer)]
+    pieces.append(rounds[-1].last)
     ids, labels = ([value for piece in pieces for value in piece[k]] for k in (0, 1))
     return Document(np.array(ids, np.int32), np.array(labels, np.int32))
 

@@ -24,11 +24,10 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     layouts = ["native", *sorted(spec.tables), "peft"]
     add = parser.add_argument
     add(
-        "--input",
-        "--torch_ckpt_dir",
+        *("--input", "--torch_ckpt_dir", "--torch_ckpt_path"),
         required=True,
         metavar="X",
-        help="directory, weights file, run output or hub id",
+        help="directory, weights file (one of several means all), run output or hub id",
     )
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument(

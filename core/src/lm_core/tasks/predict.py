@@ -53,7 +53,11 @@ def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
         kind, text = SETTINGS[name]
         switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is str2bool else {}
         group.add_argument(f"--{name}", type=kind, help=text, **switch)
-    group.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
+    group.add_argument(
+        *("--tokenizer", "--vocab_file"),
+        metavar="DIR",
+        help="vocabulary, its folder or file there (default: the checkpoint's)",
+    )
     return group
 
 

@@ -44,7 +44,7 @@ def text(sentences: int, seed: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sentencepiece_model(vocab_size: int = 460, infill: bool = False) -> bytes:
+def sentencepiece_model(vocab_size: int = 460, infill: bool = False, **trained: Any) -> bytes:
     """A sentencepiece model such as Llama's, learnt from `text` in a moment.
 
     It is BPE with bytes for unknown characters, and normalizes nothing. Ids 0, 1, 2 are `<unk>`,
@@ -54,6 +54,7 @@ def sentencepiece_model(vocab_size: int = 460, infill: bool = False) -> bytes:
         vocab_size: pieces; 460 to 600.
         infill: Code Llama's tokens for infilling come behind these pieces, ordinary pieces as
             there, and so do the pieces that merge to them.
+        **trained: other settings of the trainer, such as `user_defined_symbols`.
     """
     from io import BytesIO
 
@@ -62,12 +63,14 @@ def sentencepiece_model(vocab_size: int = 460, infill: bool = False) -> bytes:
     from lm_core.tokenizer.sentencepiece_model import with_pieces
 
     made = BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter([*text(400).splitlines(), *[_PRINTABLE] * 2]),
-        model_writer=made, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        character_coverage=1.0, num_threads=1, minloglevel=2,
-    )  # fmt: skip
+    settings = {
+        "model_type": "bpe", "vocab_size": vocab_size, "byte_fallback": True,
+        "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "split_digits": True, "character_coverage": 1.0, "num_threads": 1, "minloglevel": 2,
+    }  # fmt: skip
+    lines = iter([*text(400).splitlines(), *[_PRINTABLE] * 2])
+    given = {"sentence_iterator": lines, **settings, **trained}
+    SentencePieceTrainer.train(model_writer=made, **given)
     spelt = [f"\N{LOWER ONE EIGHTH BLOCK}<{name}>" for name in ("PRE", "SUF", "MID", "EOT")]
     parts = dict.fromkeys(token[:end] for token in spelt for end in range(2, len(token) + 1))
     behind = [(part, -1e4 - number) for number, part in enumerate(parts)] if infill else []

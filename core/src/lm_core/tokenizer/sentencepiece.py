@@ -9,7 +9,7 @@ piece by piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -136,6 +136,10 @@ class SentencePieceTokenizer(Tokenizer):
         ]
         return _processor(with_controls(self.model, ordinary)) if ordinary else library
 
+    def _without(self, ids: Collection[int]) -> Any:
+        """Cuts text in which these pieces are never found, beside the special tokens."""
+        return _processor(with_controls(self._first.serialized_model_proto(), ids))
+
     @cached_property
     def _within(self) -> Any:
         """Cuts text that stands within another."""
@@ -148,8 +152,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what the library holds is made again there."""
-        made = ("_first", "_within", "_implied", "_spelt")
-        return {name: value for name, value in vars(self).items() if name not in made}
+        kind = type(self)
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(getattr(kind, name, None), cached_property)
+        }
 
     @property
     def vocab_size(self) -> int:

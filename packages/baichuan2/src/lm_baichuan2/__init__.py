@@ -36,6 +36,8 @@ SPEC = ModelSpec(
     hf_types=("baichuan",),
     tables=LazyMapping[Any]("lm_baichuan2.weights:TABLES"),
     tokenizer=_tokenizer,
+    # In published files these three are one matrix, so adapters of others have all.
+    adapted=r".*\.attention\.[qkv]",
     chat=True,
     preprocessors=LazyMapping[Any]("lm_baichuan2.data:PREPROCESSORS"),
     configs=Path(__file__).parent / "configs",

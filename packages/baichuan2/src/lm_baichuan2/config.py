@@ -30,7 +30,6 @@ _HF_ONLY: dict[str, Any] = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "z_loss_weight": 0,
-    "quantization_config": None,
 }
 _FIRST_VOCABULARY = 64000
 """Of the first Baichuan, whose files are of the same type and whose head is an ordinary one."""
@@ -44,6 +43,12 @@ class Baichuan2Config(ModelConfig):
         "Baichuan7BV2ForCausalLM": "text_generation",
         "Baichuan13BV2ForCausalLM": "text_generation",
     }
+    implied: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "Baichuan7BV2ForCausalLM": {"position_embedding": "rope"},
+        "Baichuan13BV2ForCausalLM": {"position_embedding": "alibi"},
+    }
+    # Run files of MindFormers use its class for Llama.
+    types_of_others: ClassVar[frozenset[str]] = frozenset({"LlamaConfig"})
     normalised_head: ClassVar[bool] = True
 
     computes_positions: ClassVar[bool] = True
@@ -51,7 +56,6 @@ class Baichuan2Config(ModelConfig):
         {"intermediate_size", "multiple_of", "ffn_dim_multiplier"}
     )
 
-    # Run files of MindFormers use its class for Llama.
     type: Literal["Baichuan2Config", "BaichuanConfig", "LlamaConfig"] = "Baichuan2Config"
     vocab_size: Positive = 125696
     hidden_size: Positive = 4096
@@ -74,9 +78,10 @@ class Baichuan2Config(ModelConfig):
     eos_token_id: NonNegative | list[NonNegative] | None = 2
     pad_token_id: NonNegative | None = 0
     unk_token_id: NonNegative | None = 0
-    user_token_id: NonNegative = 195
-    assistant_token_id: NonNegative = 196
 
+    # The tokenizer has these from its vocabulary.
+    user_token_id: Annotated[NonNegative, NO_EFFECT] = 195
+    assistant_token_id: Annotated[NonNegative, NO_EFFECT] = 196
     n_kv_heads: Annotated[None, NO_EFFECT] = None
     rotary_dtype: Annotated[FloatType, NO_EFFECT] = "float32"
     qkv_concat: Annotated[bool, NO_EFFECT] = False
@@ -134,6 +139,11 @@ class Baichuan2Config(ModelConfig):
             for key, only in _HF_ONLY.items()
             if key in values and values[key] != only
         ]
+        if values.get("quantization_config"):
+            found.append(
+                "quantization_config: is given, so the weights are quantized; must be of float16 "
+                "or bfloat16; use the checkpoint without 4bits in its name"
+            )
         if values.get("vocab_size") == _FIRST_VOCABULARY:
             found.append(
                 f"vocab_size: is {_FIRST_VOCABULARY}, that of the first Baichuan, which is another "
@@ -191,7 +201,7 @@ def _preset(hidden_size: int, num_layers: int, num_heads: int, **fields: Any) ->
 _TINY: dict[str, Any] = {"intermediate_size": 176, "vocab_size": 1024, "seq_length": 128}
 
 PRESETS: dict[str, Baichuan2Config] = {
-    "baichuan2_7b": _preset(4096, 32, 32, intermediate_size=11008),
+    "baichuan2_7b": _preset(4096, 32, 32, intermediate_size=11008, max_position_embeddings=4096),
     "baichuan2_13b": _preset(5120, 40, 40, intermediate_size=13696, position_embedding="alibi"),
     "baichuan2_tiny": _preset(64, 2, 4, **_TINY),
     # A number of heads that is no power of two, as 13B has.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from lm_core.checkpoint.layout.ops import Arrays, Op, Tie
 from lm_core.checkpoint.layout.release import Release
+from lm_core.checkpoint.layout.report import Report
 from lm_core.checkpoint.layout.tensors import Shape, Tensors, TensorSpec, dtype_name
 from lm_core.errors import CheckpointError
 
@@ -114,40 +115,6 @@ class Mapped:
         return dtypes[0]
 
 
-@dataclass
-class _Report:
-    """What does not fit between a file and a layout, so that all of it can be told at once."""
-
-    where: str
-    layout: str
-    missing: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    shapes: list[str] = field(default_factory=list)
-
-    def check(self, name: str, actual: Shape, expected: Shape) -> None:
-        if tuple(actual) != tuple(expected):
-            self.shapes.append(f"{name} is {list(actual)} and must be {list(expected)}")
-
-    def finish(self) -> None:
-        """Raises CheckpointError, one line for each kind of trouble, if there was any."""
-        advice = (
-            f"the {self.layout} layout of this configuration says so; "
-            f"use the configuration that belongs to these weights"
-        )
-        kinds = (
-            ("missing", ", ".join(self.missing), len(self.missing)),
-            ("unknown", ", ".join(self.unknown), len(self.unknown)),
-            ("wrongly shaped", "; ".join(self.shapes), len(self.shapes)),
-        )
-        problems = [
-            f"{self.where}: {count} {kind} tensor{'s' * (count > 1)}: {names}; {advice}"
-            for kind, names, count in kinds
-            if count
-        ]
-        if problems:
-            raise CheckpointError(*problems)
-
-
 class Table:
     """A foreign layout of one model family.
 
@@ -221,7 +188,7 @@ class Table:
                 each kind.
         """
         shapes = self.shapes(config)
-        report = _Report(source.where, self.name)
+        report = Report(source.where, self.name)
         prefixed = any(name.startswith(self.prefix) for name in source.specs)
         unused = self._spelling(source)
         steps: dict[str, _Step] = {}
@@ -380,7 +347,7 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _require(source: Tensors, shapes: Shapes) -> None:
-    report = _Report(source.where, "native")
+    report = Report(source.where, "native")
     report.missing = [name for name in shapes if name not in source.specs]
     report.unknown = [name for name in source.specs if name not in shapes]
     for name, spec in source.specs.items():
