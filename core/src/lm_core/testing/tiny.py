@@ -63,13 +63,13 @@ def sentencepiece_model(vocab_size: int = 460, infill: bool = False, **trained: 
     from lm_core.tokenizer.sentencepiece_model import with_pieces
 
     made = BytesIO()
-    settings = {
+    settings: dict[str, Any] = {
         "model_type": "bpe", "vocab_size": vocab_size, "byte_fallback": True,
         "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
         "split_digits": True, "character_coverage": 1.0, "num_threads": 1, "minloglevel": 2,
     }  # fmt: skip
     lines = iter([*text(400).splitlines(), *[_PRINTABLE] * 2])
-    given = {"sentence_iterator": lines, **settings, **trained}
+    given: dict[str, Any] = {"sentence_iterator": lines, **settings, **trained}
     SentencePieceTrainer.train(model_writer=made, **given)
     spelt = [f"\N{LOWER ONE EIGHTH BLOCK}<{name}>" for name in ("PRE", "SUF", "MID", "EOT")]
     parts = dict.fromkeys(token[:end] for token in spelt for end in range(2, len(token) + 1))

@@ -49,6 +49,7 @@ def encode(
     for question, answer in conversation.rounds:
         ids += [user, *said(question), assistant, *said(answer)]
     if conversation.question is None:
-        return [*ids, tokenizer.eos_token_id]
+        end = tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
     ids += [user, *said(conversation.question)]
     return [*ids, assistant] if add_generation_prompt else ids

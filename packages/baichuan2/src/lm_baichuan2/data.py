@@ -7,7 +7,7 @@ begins: the loss compares a label with what the model says after the ids before 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lm_core.data.dialogues import Dialogue
 from lm_core.data.instruct import Piece, Round, preprocessor
@@ -17,12 +17,9 @@ from lm_core.data.preprocess import Converter, Preprocessor
 from lm_core.data.text import TEXT
 from lm_core.errors import DataError
 
-if TYPE_CHECKING:
-    from lm_baichuan2.tokenizer import Baichuan2Tokenizer
 
-
-def template(tokenizer: Baichuan2Tokenizer, dialogue: Dialogue) -> list[Round]:
-    """Rounds of a dialogue.
+def template(tokenizer: Any, dialogue: Dialogue) -> list[Round]:
+    """Rounds of a dialogue, for Baichuan 2's tokenizer.
 
     Raises:
         DataError: the tokenizer has no token that ends an answer.
