@@ -265,6 +265,52 @@ def test_the_model_card_of_glm2(folder):
     run_all(ROOT / "packages/glm2/README.md", folder, SMALLER_GLM2)
 
 
+SMALLER_BAICHUAN2 = [
+    (r"(--config |base: )(baichuan2_(?:7b|13b)(?:_lora|_4096)?)(?=\s)", r"\1tiny_\2.yaml"),
+    (r'("--config", default=")(baichuan2_7b)', r"\1tiny_\2.yaml"),
+    (r"--max_steps 200", "--max_steps 3"),
+    (r"--seq_length (512|4096)", "--seq_length 128"),
+    (r"(max_new_tokens[ =])(16|64)", r"\g<1>4"),
+    (r"parallel_config\.model_parallel=4", "parallel_config.model_parallel=2"),
+    (r"(?m)^  data_parallel: 2\n  model_parallel: 4", "  data_parallel: 4\n  model_parallel: 2"),
+]
+
+
+def write_baichuan2(folder: Path) -> None:
+    """Tiny models of both kinds as they are published, and the card's runs in their sizes."""
+    from lm_baichuan2 import SPEC
+    from lm_baichuan2.tokenizer import ASSISTANT, USER, Baichuan2Tokenizer
+
+    symbols = {"user_defined_symbols": [USER, ASSISTANT], "add_dummy_prefix": False}
+    tokenizer = Baichuan2Tokenizer(tiny.sentencepiece_model(**symbols))
+    sizes = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "num_layers": 2}
+    sizes |= {"vocab_size": tokenizer.vocab_size, "seq_length": 128}
+    for size, positions in (("7b", "rope"), ("13b", "alibi")):
+        model = tiny.model(SPEC, **sizes, position_embedding=positions)
+        for name in ("Base", "Chat"):
+            place = folder / f"Baichuan2-{size.upper()}-{name}"
+            tiny.write_hf(model, SPEC, place)
+            tokenizer.save_pretrained(place)
+        for name in ("", "_lora", "_4096"):
+            config = {**sizes, "max_decode_length": 64, "position_embedding": positions}
+            run = {"base": f"baichuan2_{size}{name}"}
+            run["model"] = {"model_config": {"preset": f"baichuan2_{size}", **config}}
+            run["runner_config"] = {"max_steps": 2, "batch_size": 2}
+            (folder / f"tiny_baichuan2_{size}{name}.yaml").write_text(yaml.safe_dump(run))
+
+
+@pytest.mark.slow
+def test_the_model_card_of_baichuan2(folder):
+    write_baichuan2(folder)
+    (folder / "wiki.train.tokens").write_text(tiny.text(200))
+    talks = [
+        {"conversations": [{"from": role, "value": text} for role, text in turns]}
+        for turns in ([("human", "Hello!"), ("gpt", f"Good morning, {n}.")] * 2 for n in range(9))
+    ]
+    (folder / "belle_chat_ramdon_10k.json").write_text(json.dumps(talks))
+    run_all(ROOT / "packages/baichuan2/README.md", folder, SMALLER_BAICHUAN2)
+
+
 def test_core(folder):
     run_all(ROOT / "core/README.md", folder)
 

@@ -219,6 +219,7 @@ def init_context(
         context_config: an object or mapping with `device_id`; other keys have no effect.
         parallel_config: the degrees, checked against the number of processes. From then on
             `AutoModel` gives this process its part of a model. None: every process has whole ones.
+            As in a run, they mean nothing without `use_parallel`.
 
     Raises:
         ConfigError: this process is none of several, or the degrees are of another number.
@@ -231,8 +232,6 @@ def init_context(
     if not use_parallel:
         _check_alone()
         backend.setup(device if isinstance(device, int) else 0)
-        if parallel_config is not None:
-            ParallelContext.from_config(parallel_config)
         return 0, 1
     rank, size = backend.join()
     if parallel_config is not None:
