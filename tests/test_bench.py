@@ -50,6 +50,20 @@ def test_a_worker_that_dies_says_why(bench):
         worker.ask("die")
 
 
+def test_conversion_is_measured_in_a_process_of_its_own(bench, tmp_path):
+    """Of what is written all is read again; a process with NumPy alone takes less than allowed."""
+    import conversion
+
+    made = conversion.Published("baichuan2_tiny", 1)
+    assert made.largest == 2 * 1024 * 64 and made.size > 2 * made.largest
+    found = conversion.measured(tmp_path, "baichuan2_tiny", 1, "mindformers", rounds=2)
+    allowed = found[conversion.ALLOWED]
+    assert allowed == [(2 * made.largest + 500e6) / 1e9] * 2
+    assert all(0.02 < used < allowed[0] for used in found["lm"])
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ["baichuan2_tiny-1"]  # what was converted is gone
+
+
 def test_a_worker_that_hangs_is_ended(bench):
     driver, _ = bench
     with (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import blocks
+import conversion
 import numpy as np
 import probe
 import several
@@ -305,6 +306,13 @@ class Bench:
             worker.ask("pretrain", run=run, folder=f"{folder}/run")
             measured = worker.ask("peak_memory")
         return {"values": {"lm": [measured / 1e9], "lm plan": [foretold / 1e9]}}
+
+    def conversion(self, preset: str, layers: int, layout: str) -> Result:
+        """Peak memory of a process that converts a checkpoint of several gigabytes."""
+        with Worker("lm") as worker:
+            self.versions["lm"] = worker.ask("version")
+        found = conversion.measured(self.scratch, preset, layers, layout, self.rounds)
+        return {"values": found}
 
     def several(self, degrees: dict[str, int]) -> Result:
         """Seconds of a training step of several processes, and of one with the same batch."""

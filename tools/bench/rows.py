@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from conversion import ALLOWED
+
 
 @dataclass(frozen=True)
 class Row:
@@ -43,6 +45,15 @@ def _planned(
     return Row(
         f"plan: peak memory of training, {title}", "GB", "planned", {"run": run},
         higher=None, targets=(("lm plan", 1.2),),
+    )  # fmt: skip
+
+
+def _converted(layout: str) -> Row:
+    """A checkpoint with the two largest tensors of 13B, and a block of it."""
+    arguments = {"preset": "baichuan2_13b", "layers": 1, "layout": layout}
+    return Row(
+        f"Baichuan2 13B with one block, published shards of 3.2 GB to {layout}: peak memory", "GB",
+        "conversion", arguments, higher=False, targets=((ALLOWED, 1.0),),
     )  # fmt: skip
 
 
@@ -141,6 +152,8 @@ ROWS = {
         vocab_size=1000, hidden_size=512, num_layers=4, num_heads=8, n_kv_heads=8,
         intermediate_size=1408, seq_length=128,
     ),
+    "convert_native": _converted("native"),
+    "convert_mindformers": _converted("mindformers"),
     "tp2_step": Row(
         "training step of 17M, 8 x 128 tokens, layers over two processes", "s", "several",
         {"degrees": {"model_parallel": 2}}, higher=False,
