@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -338,3 +340,24 @@ def test_a_run_finds_its_package(spec, tmp_path: Path):
         registry.read_run({"seed": 1})
     with pytest.raises(ConfigError, match="no installed package knows 'nobody'"):
         registry.read_run({"trainer": {"model_name": "nobody"}})
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_mindspore_is_imported_waits(number, status, tmp_path):
+    """An exception inside of that import aborts the process, with a traceback of its own."""
+    (tmp_path / "mindspore.py").write_text(
+        "import time\nprint('begins', flush=True)\ntime.sleep(1)\nprint('ends', flush=True)\n"
+    )
+    program = (
+        "import sys, time\nfrom lm_core.cli import guarded\n"
+        "def call():\n    import mindspore\n    time.sleep(30)\nsys.exit(guarded(call))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=20)
+    assert (process.returncode, out, errors) == (status, "ends\n", "interrupted\n")

@@ -152,6 +152,21 @@ ROWS = {
         vocab_size=1000, hidden_size=512, num_layers=4, num_heads=8, n_kv_heads=8,
         intermediate_size=1408, seq_length=128,
     ),
+    "plan_glm2": _planned(
+        "ChatGLM2, 8 layers of 512 with 2 heads of keys, 4 x 256", 4, preset="glm2_tiny",
+        vocab_size=16000, hidden_size=512, num_layers=8, num_heads=8, kv_channels=64,
+        intermediate_size=1712, seq_length=256,
+    ),
+    "plan_baichuan2": _planned(
+        "Baichuan2 with linear biases, 8 layers of 512, 4 x 256", 4, preset="baichuan2_tiny_alibi",
+        vocab_size=16000, hidden_size=512, num_layers=8, num_heads=8, intermediate_size=1408,
+        seq_length=256,
+    ),
+    "plan_baichuan2_words": _planned(
+        "Baichuan2, 2 layers of 256, 32,000 words, 8 x 256", 8, preset="baichuan2_tiny",
+        vocab_size=32000, hidden_size=256, num_layers=2, num_heads=4, intermediate_size=704,
+        seq_length=256,
+    ),
     "convert_native": _converted("native"),
     "convert_mindformers": _converted("mindformers"),
     "tp2_step": Row(

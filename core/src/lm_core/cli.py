@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -83,20 +84,39 @@ def run_tool(verb: str, argv: Sequence[str] | None = None) -> int:
 
 def guarded(call: Callable[[], int]) -> int:
     """Turns errors that a user can mend into lines on stderr; others keep their traceback."""
-    before = None
+    before = {}
     if threading.current_thread() is threading.main_thread():
         # While a graph runs MindSpore turns Ctrl-C into SIGTERM, which would end us without a word.
-        before = signal.signal(signal.SIGTERM, _terminated)
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, _stop)
     try:
         return _guarded(call)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
+    if _importing():
+        threading.Thread(target=_stop_later, args=(number,), daemon=True).start()
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     print("interrupted", file=sys.stderr)
     sys.exit(128 + number)
+
+
+def _importing() -> bool:
+    """Whether MindSpore is being imported: an exception within that aborts the process."""
+    module = sys.modules.get("mindspore")
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def _stop_later(number: int) -> None:
+    while _importing():
+        time.sleep(0.02)
+    os.kill(os.getpid(), number)
 
 
 def _guarded(call: Callable[[], int]) -> int:

@@ -97,12 +97,23 @@ def test_once_saves():
     assert errors.count("\n") == 1 and "SIGTERM: stopping after this step" in errors
 
 
+def test_twice_at_the_same_time_is_once():
+    """`timeout` signals the process, then its group, of which it is one."""
+    process = start()
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "asked\nsaved\n")
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_twice_ends_at_once(number):
     """Also while one long call runs, in which Python's own handlers would have to wait."""
     process = start("busy" if number == signal.SIGINT else "hang")
     process.send_signal(number)
     assert "once more ends it at once" in process.stderr.readline()
+    time.sleep(1.1)
     begin = time.monotonic()
     process.send_signal(number)
     out, errors = process.communicate(timeout=30)

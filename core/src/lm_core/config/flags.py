@@ -65,7 +65,7 @@ MORE_FLAGS = (
         "num_samples",
         "train_dataset.data_loader.num_samples",
         "N",
-        "use only the first training samples",
+        "use only the first samples (of evaluation, where that is the verb)",
     ),
     ("device_target", "context.device_target", "NAME", "CPU or Ascend; default: what there is"),
     ("mode", "context.mode", "N", "0: graphs, 1: operation by operation"),

@@ -48,7 +48,7 @@ def find_records(path: str | Path) -> list[Path]:
         if not found:
             raise DataError(
                 f"{path}: holds no file whose name ends in mindrecord; write one with the "
-                f"preprocess command or name another folder"
+                f"preprocess command or name another folder{_hint(path)}"
             )
     elif path.is_file():
         found = [path]
@@ -335,3 +335,13 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _hint(folder: Path) -> str:
+    """For a folder with data that another loader reads."""
+    if not any((folder / name).is_file() for name in ("train.json", "dev.json")):
+        return ""
+    return (
+        "; its JSON is read with data_loader.type=ADGenDataLoader, as run files for such data "
+        "have it (--config)"
+    )

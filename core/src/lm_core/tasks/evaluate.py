@@ -33,6 +33,9 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     Of answers: `ADGENMetric: {'rouge-1': ..., 'rouge-2': ..., 'rouge-l': ..., 'bleu-4': ...}`.
     """
     settings = resolve_run(spec, args, overrides)
+    if args.num_samples is not None:
+        loaders = settings.train_dataset.data_loader, settings.eval_dataset.data_loader
+        loaders[1].num_samples = loaders[0].num_samples
     from lm_core.trainer import Trainer
 
     trainer = Trainer(settings, tokenizer=args.tokenizer)

@@ -256,12 +256,16 @@ def _counted(args: Namespace, counts: Counts, unit: str) -> Iterator[str]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block like an exception, so that what is half-written is removed."""
+    """SIGTERM ends the block like an exception, so that what is half-written is removed.
+
+    A command does so anyway.
+    """
 
     def stop(*_: Any) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)

@@ -1,5 +1,8 @@
 """Ctrl-C and SIGTERM ask for a stop at the end of the step; a second one ends the process at once.
 
+Signals that follow within a second are the same request: `timeout` and others signal a process and
+then its group.
+
 Python runs signal handlers only between two bytecodes, and a training step is one call that lasts
 seconds (its compilation longer). So a thread reads the signals from a pipe that the C level of the
 interpreter writes to, says at once what will happen, and ends the process when asked twice.
@@ -10,12 +13,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
 from lm_core.log import get_logger
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME = 1.0
+"""Seconds."""
 
 
 class StopRequest:
@@ -28,7 +34,7 @@ class StopRequest:
     def __init__(self, promise: str = "stopping after this step") -> None:
         self.promise = promise
         self.number = 0
-        self._said = False
+        self._said = 0.0  # when
         self._wakeup = -1
         self._before: dict[int, object] = {}
         self._pipe: tuple[int, int] | None = None
@@ -82,10 +88,12 @@ class StopRequest:
                 return
             if number not in _SIGNALS:
                 continue
+            if self._said and time.monotonic() - self._said < _SAME:
+                continue
             if self._said:
                 get_logger(__name__).warning("asked to stop a second time: ending at once")
                 os._exit(128 + number)
-            self.number, self._said = number, True
+            self.number, self._said = number, time.monotonic()
             get_logger(__name__).warning(
                 "%s: %s; once more ends it at once", signal.Signals(number).name, self.promise
             )
