@@ -14,7 +14,7 @@ import sys
 from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from typing import Self
 
 from lm_core.errors import GenerationError
@@ -49,11 +49,12 @@ class CtrlC:
         """Inside, Ctrl-C raises KeyboardInterrupt at once; what came before is forgotten."""
         self.pressed()
         signal.signal(signal.SIGINT, self._handler)  # in the place of MindSpore's
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INT)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _INT)
+        with _insisting():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INT)
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_BLOCK, _INT)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -75,6 +76,36 @@ class CtrlC:
         finally:
             ended.set()
             thread.join()
+
+
+@contextmanager
+def _insisting() -> Iterator[None]:
+    """Inside, a SIGINT that has no effect for 0.1 s is sent again.
+
+    One that comes after `input` has shown its prompt and before it waits for a key is remembered,
+    but wakes nobody.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    ended, main = Event(), get_ident()
+
+    def watch() -> None:
+        while (number := os.read(reader, 1)[0]) != 0:
+            if number == signal.SIGINT and not ended.wait(0.1):
+                signal.pthread_kill(main, signal.SIGINT)
+
+    thread = Thread(target=watch, name="SIGINT again", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)
 
 
 class Keyboard:
