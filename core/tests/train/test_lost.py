@@ -27,15 +27,15 @@ def run(*words: str, before: tuple[str, ...] = ()) -> tuple[dict, list[str]]:
 @pytest.mark.parametrize("size", [1_000, 300_000, 6_000_000])
 @pytest.mark.parametrize("kind", ["new", "background", "overwritten", "one place"])
 def test_killed_at_random_moments(tmp_path, kind, size):
-    """60 times kill -9: always a good checkpoint, none older than what was said to be saved.
+    """60 times kill -9 or more: always a good checkpoint, none older than what was called saved.
 
     "one place" is a file system that cannot exchange two names.
     """
     count = 5
     seen, _ = run("kill", str(tmp_path), kind, str(size), str(count), f"{size}")
-    assert seen["kills"] == count and seen["saved"] >= count
-    # Most must have struck a saver at work, or nothing is shown.
-    assert seen["halfway"] >= 2
+    assert seen["kills"] >= count and seen["saved"] >= count
+    # Some must have struck a saver at work, or nothing is shown.
+    assert seen["halfway"] >= 2, seen
     assert len(saved.checkpoints(tmp_path)) <= 4
 
 
