@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from mindspore import Tensor
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from lm_baichuan2 import SPEC
 from lm_core import AutoModel, LoraConfig, job
@@ -62,68 +60,6 @@ def test_the_packaged_runs_adapt_queries_keys_and_values(size, width, layers):
     names = {f"layers.{i}.attention.{name}" for i in range(layers) for name in "qkv"}
     assert set(chosen) == names and set(chosen.values()) == {(width, width)}
     assert (config.pet_config.lora_rank, config.pet_config.scale) == (1, 32.0)
-
-
-def fused_adapter(config, rank=3):
-    """A and B of the fused matrix of each layer, as PEFT stores them, and that matrix's change."""
-    rng = np.random.default_rng(5)
-    pairs = {
-        FUSED.format(layer): (
-            rng.normal(0, 0.1, (rank, config.hidden_size)).astype(np.float32),
-            rng.normal(0, 0.1, (3 * config.hidden_size, rank)).astype(np.float32),
-        )
-        for layer in range(config.num_layers)
-    }
-    return pairs, {name: 2.0 * b @ a for name, (a, b) in pairs.items()}
-
-
-@pytest.fixture(scope="module")
-def changed(tmp_path_factory):
-    """Published folders of a model and of the same with the change added, and its logits."""
-    folder, model = tmp_path_factory.mktemp("m"), tiny.model(SPEC)
-    pairs, change = fused_adapter(model.config)
-    tiny.write_hf(model, SPEC, folder / "base")
-    tiny.write_hf(model, SPEC, folder / "merged")
-    file = folder / "merged" / "model.safetensors"
-    weights = load_file(file)
-    for name, delta in change.items():
-        weights[f"{name}.weight"] += delta
-    save_file(weights, file)
-    ids = Tensor(tiny.token_ids(model.config.vocab_size, (2, 6)))
-    return folder / "base", pairs, ids, AutoModel.from_pretrained(folder / "merged")(ids).asnumpy()
-
-
-def test_an_adapter_that_peft_wrote_for_the_fused_matrix(changed, tmp_path):
-    """One A for all three; merged by NumPy on the published matrix it is the same network."""
-    base, pairs, ids, expected = changed
-    settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6,
-        "lora_dropout": 0.0, "target_modules": ["W_pack"], "bias": "none",
-        "fan_in_fan_out": False,
-    }  # fmt: skip
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    arrays = {
-        f"base_model.model.{name}.lora_{half}.weight": array
-        for name, pair in pairs.items()
-        for half, array in zip("AB", pair, strict=True)
-    }
-    save_file(arrays, tmp_path / "adapter_model.safetensors")
-    model = AutoModel.from_pretrained(base, adapter=tmp_path)
-    np.testing.assert_allclose(model(ids).asnumpy(), expected, **NEAR)
-    # And back: the same numbers for the same layers.
-    model.save_pretrained(tmp_path / "ours")
-    words = ["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "theirs")]
-    assert main(["convert", "baichuan2", *words, "--format", "peft"]) == 0
-    written = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
-    assert written.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(written[name], array, err_msg=name)
-    again = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
-    assert again["target_modules"] == ["W_pack"]
-    merge = ["--load_checkpoint", str(base), "--load_adapter", str(tmp_path)]
-    assert main(["merge", "baichuan2", *merge, "--output", str(tmp_path / "merged")]) == 0
-    merged = AutoModel.from_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(merged(ids).asnumpy(), expected, **NEAR)
 
 
 def test_three_adapters_in_one_matrix_for_peft(tmp_path):

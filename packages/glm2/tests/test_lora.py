@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -13,7 +11,6 @@ from lm_core import AutoModel, LoraConfig, get_pet_model
 from lm_core import spec as registry
 from lm_core.checkpoint import ckpt
 from lm_core.checkpoint.layout import Memory
-from lm_core.cli import main
 from lm_core.peft import layout, targets
 from lm_core.testing import tiny
 from lm_core.testing.adapters import adapted_model
@@ -88,38 +85,6 @@ def changed(tmp_path_factory):
     save_file(weights, file)
     ids = Tensor(tiny.token_ids(model.config.vocab_size, (2, 6)))
     return folder / "base", pairs, ids, AutoModel.from_pretrained(folder / "merged")(ids).asnumpy()
-
-
-def test_an_adapter_that_peft_wrote_for_the_fused_matrix(changed, tmp_path):
-    """One A for all three; merged by NumPy on the published matrix it is the same network."""
-    base, pairs, ids, expected = changed
-    settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6,
-        "lora_dropout": 0.0, "target_modules": ["query_key_value"], "bias": "none",
-        "fan_in_fan_out": False,
-    }  # fmt: skip
-    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    arrays = {
-        f"base_model.model.{name}.lora_{half}.weight": array
-        for name, pair in pairs.items()
-        for half, array in zip("AB", pair, strict=True)
-    }
-    save_file(arrays, tmp_path / "adapter_model.safetensors")
-    model = AutoModel.from_pretrained(base, adapter=tmp_path)
-    near = {"rtol": 0, "atol": TOLERANCES.logits}
-    np.testing.assert_allclose(model(ids).asnumpy(), expected, **near)
-    # And back: the same numbers for the same layers.
-    model.save_pretrained(tmp_path / "ours")
-    words = ["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "theirs")]
-    assert main(["convert", "glm2", *words, "--format", "peft"]) == 0
-    written = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
-    assert written.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(written[name], array, err_msg=name)
-    merge = ["--load_checkpoint", str(base), "--load_adapter", str(tmp_path)]
-    assert main(["merge", "glm2", *merge, "--output", str(tmp_path / "merged")]) == 0
-    merged = AutoModel.from_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(merged(ids).asnumpy(), expected, **near)
 
 
 @pytest.mark.parametrize("halves", ["ab", "AB"])

@@ -323,3 +323,23 @@ class ModelConfig(Section):
         """What was given, without defaults: some follow other fields, and will do so again."""
         given = self.model_fields_set | {key for key, value in self if isinstance(value, Section)}
         return self.model_dump(include=given)
+
+
+class GatedSizes(ModelConfig):
+    """Llama's way to say how wide the feed-forward layer is; its relatives have it, too."""
+
+    intermediate_size: Positive | None = None
+    """Width of the feed-forward layer; otherwise from the two fields that follow."""
+    multiple_of: Positive = 256
+    ffn_dim_multiplier: Factor | None = None
+
+    @property
+    def ffn_size(self) -> int:
+        """F, from the sizes as Meta counts it: two thirds of 4 H, rounded up to `multiple_of`."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        inner = 4 * self.hidden_size
+        if self.ffn_dim_multiplier is not None:
+            inner = int((self.ffn_dim_multiplier + 0.01) * inner)
+        inner = int(2 * inner / 3)
+        return -(-inner // self.multiple_of) * self.multiple_of

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 
-from lm_core.checkpoint.layout import Memory
+from lm_core.checkpoint.layout import Memory, Transpose
 from lm_core.config.model import LoraConfig
 from lm_core.errors import CheckpointError
 from lm_core.peft import files, layout, targets
 from lm_core.testing import tiny
 
 if TYPE_CHECKING:
+    from lm_core.config.model import ModelConfig
     from lm_core.nn.decoder import CausalLM
     from lm_core.spec import ModelSpec
 
@@ -124,6 +126,49 @@ class AdapterContract:
         base = get_pet_model(tiny.model(self.spec, **_ONE_LAYER), tmp_path)
         np.testing.assert_allclose(_logits(base), _logits(model), rtol=0, atol=1e-5)
 
+    def test_an_adapter_that_peft_wrote_for_fused_layers(self, tmp_path: Path) -> None:
+        """One A for all parts of a matrix; NumPy adds the product to the published weights.
+
+        Back in PEFT's layout it has the same numbers, under the same names.
+        """
+        from safetensors.numpy import load_file, save_file
+
+        from lm_core.auto import AutoModel
+        from lm_core.peft.lora import adapter_of
+
+        model = tiny.model(self.spec, **_ONE_LAYER)
+        fused = _fused(self.spec, model.config)
+        if not fused:
+            pytest.skip(f"{self.spec.name} is published without fused layers")
+        for name in ("base", "merged"):
+            tiny.write_hf(model, self.spec, tmp_path / name)
+        weights, pairs = load_file(tmp_path / "merged" / "model.safetensors"), {}
+        generator, flipped = np.random.default_rng(5), not all(fused.values())
+        for name, is_out_in in fused.items():
+            rows, columns = weights[f"{name}.weight"].shape[:: 1 if is_out_in else -1]
+            a, b = (
+                generator.normal(0.0, 0.1, shape).astype(np.float32)
+                for shape in ((RANK, columns), (rows, RANK))
+            )
+            weights[f"{name}.weight"] += 2.0 * (b @ a if is_out_in else (b @ a).T)
+            pairs[name] = {"A": a, "B": b}
+        save_file(weights, tmp_path / "merged" / "model.safetensors")
+        given = {
+            f"base_model.model.{name}.lora_{half}.weight": array
+            for name, halves in pairs.items()
+            for half, array in halves.items()
+        }
+        _write_peft(tmp_path / "peft", given, [name.rpartition(".")[2] for name in fused], flipped)
+        found = AutoModel.from_pretrained(tmp_path / "base", adapter=tmp_path / "peft")
+        expected = AutoModel.from_pretrained(tmp_path / "merged")
+        np.testing.assert_allclose(_logits(found), _logits(expected), rtol=0, atol=2e-5)
+        (tmp_path / "back").mkdir()
+        files.write(tmp_path / "back", adapter_of(found), self.spec, found.config, "peft")
+        written = load_file(tmp_path / "back" / "adapter_model.safetensors")
+        assert written.keys() == given.keys()
+        for name, array in given.items():
+            np.testing.assert_array_equal(written[name], array, err_msg=name)
+
     def test_saved_and_loaded_with_its_adapter(self, adapted: CausalLM, tmp_path: Path) -> None:
         """A model directory holds both, and says so."""
         from lm_core.auto import AutoModel
@@ -165,6 +210,33 @@ def adapted_model(
     }
     io.assign(model.named_parameters(), Memory(values))
     return model
+
+
+def _fused(spec: ModelSpec, config: ModelConfig) -> dict[str, bool]:
+    """Published linear layers that are several of ours -> whether they are stored [out, in]."""
+    layers = targets.linear_layers(spec, config)
+    found = {}
+    for row in spec.tables["hf"].expand(config):
+        ours = [name.removesuffix(".weight") for name in row.ours]
+        if len(ours) > 1 and len(row.theirs) == 1 and all(name in layers for name in ours):
+            stored = any(isinstance(op, Transpose) for op in row.ops)
+            found[row.theirs[0].removesuffix(".weight")] = stored
+    return found
+
+
+def _write_peft(
+    folder: Path, arrays: dict[str, np.ndarray], modules: list[str], flipped: bool
+) -> None:
+    from safetensors.numpy import save_file
+
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK,
+        "lora_dropout": 0.0, "target_modules": sorted(set(modules)), "bias": "none",
+        "fan_in_fan_out": flipped,
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(arrays, folder / "adapter_model.safetensors")
 
 
 def _write_ckpt(path: Path, adapter: files.Adapter, spec: ModelSpec, model: CausalLM) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from lm_core.config.model import FloatType, ModelConfig
-from lm_core.config.section import NO_EFFECT, Factor, NonNegative, Positive
+from lm_core.config.model import FloatType, GatedSizes
+from lm_core.config.section import NO_EFFECT, NonNegative, Positive
 from lm_core.errors import ConfigError
 
 # Our field -> their key and the value of a config.json that lacks it (their configuration class).
@@ -35,7 +35,7 @@ _FIRST_VOCABULARY = 64000
 """Of the first Baichuan, whose files are of the same type and whose head is an ordinary one."""
 
 
-class Baichuan2Config(ModelConfig):
+class Baichuan2Config(GatedSizes):
     """The fields of a Baichuan 2 (defaults: 7B)."""
 
     architectures: ClassVar[Mapping[str, str]] = {
@@ -66,10 +66,6 @@ class Baichuan2Config(ModelConfig):
     """Rotary positions, or scores that fall with the distance."""
     max_position_embeddings: Positive | None = None
     """The length that the model was trained with; `seq_length` when it is not given."""
-    intermediate_size: Positive | None = None
-    """Width of the feed-forward layer; otherwise from the two fields that follow."""
-    multiple_of: Positive = 256
-    ffn_dim_multiplier: Factor | None = None
     rms_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-6
     theta: Annotated[float, Field(gt=1.0)] = 10000.0
     """Base of the rotary angles."""
@@ -111,17 +107,6 @@ class Baichuan2Config(ModelConfig):
     def trained_positions(self) -> int:
         """The length that the model was trained with."""
         return self.max_position_embeddings or self.seq_length
-
-    @property
-    def ffn_size(self) -> int:
-        """F, from the sizes as Llama counts it: two thirds of 4 H, rounded up to `multiple_of`."""
-        if self.intermediate_size is not None:
-            return self.intermediate_size
-        inner = 4 * self.hidden_size
-        if self.ffn_dim_multiplier is not None:
-            inner = int((self.ffn_dim_multiplier + 0.01) * inner)
-        inner = int(2 * inner / 3)
-        return -(-inner // self.multiple_of) * self.multiple_of
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 from mindspore import Tensor, nn
 
-from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, CausalLM, stage_layers
-from lm_core.nn.mlp import GatedMlp
+from lm_core.nn.gated import gated_block
 from lm_core.nn.norm import LayerNorm, RmsNorm
 from lm_core.nn.rope import Rotary, Rotate
 from lm_glm2.config import ChatGlm2Config
@@ -29,36 +28,21 @@ def _last_norm(config: ChatGlm2Config) -> nn.Cell:
 
 
 def _block(config: ChatGlm2Config, context: ParallelContext, layer: int) -> Block:
-    std, hidden = config.initializer_range, config.hidden_size
-    options = {
-        "bias": config.add_bias_linear,
-        "dtype": config.param_init_type,
-        "compute_dtype": config.compute_dtype,
-    }
-    attention = CausalSelfAttention(
-        hidden,
-        config.num_heads,
+    return gated_block(
+        config,
         context,
-        std=std,
-        out_std=std,
-        dropout=config.attention_dropout,
-        site=3 * layer,
+        layer,
+        inner=config.intermediate_size,
+        norm=partial(_norm, config),
+        bias=config.add_bias_linear,
+        branch_dropout=config.hidden_dropout,
+        residual_from_norm=config.apply_residual_connection_post_layernorm,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         rotate=Rotate(config.head_dim, config.rotary_dim),
-        blockwise=config.use_flash_attention,
-        softmax_type=config.softmax_type,
         qkv_bias=config.qkv_bias,
-        **options,
-    )
-    return Block(
-        attention,
-        GatedMlp(hidden, config.intermediate_size, context, std=std, **options),
-        _norm(config),
-        _norm(config),
-        dropout=config.hidden_dropout,
-        site=3 * layer + 1,
-        residual_from_norm=config.apply_residual_connection_post_layernorm,
+        softmax_type=config.softmax_type,
+        dropout=config.attention_dropout,
     )
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from lm_core.config.model import FloatType, ModelConfig
+from lm_core.config.model import FloatType, GatedSizes
 from lm_core.config.rope import RopeScaling
-from lm_core.config.section import NO_EFFECT, Factor, NonNegative, OneOf, Positive
+from lm_core.config.section import NO_EFFECT, NonNegative, OneOf, Positive
 from lm_core.errors import ConfigError
 
 ExtendMethod = Annotated[
@@ -39,7 +39,7 @@ _HF_ONLY: dict[str, Any] = {
 }
 
 
-class LlamaConfig(ModelConfig):
+class LlamaConfig(GatedSizes):
     """The fields of a Llama (defaults: Llama 2 7B)."""
 
     architectures: ClassVar[Mapping[str, str]] = {
@@ -65,10 +65,6 @@ class LlamaConfig(ModelConfig):
     """The length that the model was trained with; `seq_length` when it is not given."""
     max_position_embedding: Positive | None = None
     """How older run files spell it."""
-    intermediate_size: Positive | None = None
-    """Width of the feed-forward layer; otherwise from the two fields that follow."""
-    multiple_of: Positive = 256
-    ffn_dim_multiplier: Factor | None = None
     rms_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
     qkv_has_bias: bool = False
     tie_word_embeddings: bool = False
@@ -130,17 +126,6 @@ class LlamaConfig(ModelConfig):
     def trained_positions(self) -> int:
         """The length that the model was trained with."""
         return self.max_position_embeddings or self.max_position_embedding or self.seq_length
-
-    @property
-    def ffn_size(self) -> int:
-        """F, from the sizes as Meta counts it: two thirds of 4 H, rounded up to `multiple_of`."""
-        if self.intermediate_size is not None:
-            return self.intermediate_size
-        inner = 4 * self.hidden_size
-        if self.ffn_dim_multiplier is not None:
-            inner = int((self.ffn_dim_multiplier + 0.01) * inner)
-        inner = int(2 * inner / 3)
-        return -(-inner // self.multiple_of) * self.multiple_of
 
     @property
     def rope(self) -> RopeScaling:

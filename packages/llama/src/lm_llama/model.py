@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from mindspore import Tensor
 
-from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, CausalLM, stage_layers
-from lm_core.nn.mlp import GatedMlp
+from lm_core.nn.gated import gated_block
 from lm_core.nn.norm import RmsNorm
 from lm_core.nn.rope import Rotary, Rotate
 
@@ -18,33 +17,20 @@ if TYPE_CHECKING:
     from lm_llama.config import LlamaConfig
 
 
+def _norm(config: LlamaConfig) -> RmsNorm:
+    return RmsNorm(config.hidden_size, config.rms_norm_eps)
+
+
 def _block(config: LlamaConfig, context: ParallelContext, layer: int) -> Block:
-    std, hidden = config.initializer_range, config.hidden_size
-    options = {
-        "bias": False, "dtype": config.param_init_type, "compute_dtype": config.compute_dtype,
-    }  # fmt: skip
-    attention = CausalSelfAttention(
-        hidden,
-        config.num_heads,
+    return gated_block(
+        config,
         context,
-        std=std,
-        out_std=std,
-        dropout=0.0,
-        site=3 * layer,
+        layer,
+        inner=config.ffn_size,
+        norm=partial(_norm, config),
         kv_heads=config.kv_heads,
         rotate=Rotate(config.head_dim),
-        blockwise=config.use_flash_attention,
-        softmax_type=config.softmax_compute_type,
         qkv_bias=config.qkv_has_bias,
-        **options,
-    )
-    return Block(
-        attention,
-        GatedMlp(hidden, config.ffn_size, context, std=std, **options),
-        RmsNorm(hidden, config.rms_norm_eps),
-        RmsNorm(hidden, config.rms_norm_eps),
-        dropout=0.0,
-        site=3 * layer + 1,
     )
 
 
@@ -58,7 +44,7 @@ class Llama(CausalLM):
         self.build_table()
         self.rotary = Rotary(config.head_dim, config.theta, config.rope, config.trained_positions)
         self.layers = stage_layers(config, context, partial(_block, config, context))
-        self.build_end(partial(RmsNorm, config.hidden_size, config.rms_norm_eps))
+        self.build_end(partial(_norm, config))
 
     def embed(self, ids: Tensor, positions: Tensor, key: Tensor) -> Tensor:
         """ids: int32 [T]. Returns [T, H]."""
