@@ -103,14 +103,18 @@ class CausalSelfAttention(nn.Cell):
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.scatter = ops.ScatterNdUpdate()
 
-    def queries_and_keys(self, x: Tensor, rotary: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def query_input(self, x: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
+        """What queries are computed from, [T, H]: the same as keys, unless a model has its own."""
+        return x
+
+    def queries_and_keys(self, x: Tensor, tables: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """x: [T, H]. Returns q, divided by sqrt(D), and k: [T, N * D], [T, G * D]."""
-        q, k = self.q(x), self.k(x)
+        q, k = self.q(self.query_input(x, tables)), self.k(x)
         if self.rotate is None:
             return q * self.scale, k
         tokens = x.shape[0]
         # The tables of queries hold the scale already.
-        cos_q, sin_q, cos_k, sin_k = rotary
+        cos_q, sin_q, cos_k, sin_k = tables
         q = self.rotate(q.reshape((tokens * self.heads, self.head_dim)), cos_q, sin_q)
         k = self.rotate(k.reshape((tokens * self.kv_heads, self.head_dim)), cos_k, sin_k)
         return (
@@ -123,13 +127,13 @@ class CausalSelfAttention(nn.Cell):
         x: Tensor,
         batch: int,
         key: Tensor,
-        rotary: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...],
         segments: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
         """x: [B * S, H]. Returns the first three that CausalAttention does, or all."""
         x = self.enter(x)
         length = x.shape[0] // batch
-        q, k = self.queries_and_keys(x, rotary)
+        q, k = self.queries_and_keys(x, tables)
         q = q.reshape((batch, length, self.heads * self.head_dim))
         k = k.reshape((batch, length, self.kv_heads * self.head_dim))
         v = self.v(x).reshape((batch, length, self.kv_heads * self.head_dim))
@@ -155,7 +159,7 @@ class CausalSelfAttention(nn.Cell):
         x: Tensor,
         batch: int,
         key: Tensor,
-        rotary: tuple[Tensor, ...] = (),
+        tables: tuple[Tensor, ...] = (),
         segments: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """Attends within whole records.
@@ -164,13 +168,13 @@ class CausalSelfAttention(nn.Cell):
             x: [B * S, H].
             batch: B.
             key: of `dropout_key`.
-            rotary: of `CausalLM.rotary_tables`.
+            tables: of `CausalLM.position_tables`.
             segments: one of int32 [B, S], the documents of each record, or none.
 
         Returns:
             [B * S, H].
         """
-        mixed = self.whole(x, batch, key, rotary, segments)[0]
+        mixed = self.whole(x, batch, key, tables, segments)[0]
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))
 
     def prefill(
@@ -179,10 +183,10 @@ class CausalSelfAttention(nn.Cell):
         batch: int,
         k_cache: Parameter,
         v_cache: Parameter,
-        rotary: tuple[Tensor, ...] = (),
+        tables: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """As `construct`, and fills the caches [B * G, C, D] from position 0."""
-        found = self.whole(x, batch, Tensor(np.zeros(2, np.int32)), rotary, ())
+        found = self.whole(x, batch, Tensor(np.zeros(2, np.int32)), tables, ())
         ops.assign(k_cache, self.pad(found[1], k_cache.shape[1]))
         ops.assign(v_cache, self.pad(found[2], v_cache.shape[1]))
         return self.out(found[0].reshape((x.shape[0], self.heads * self.head_dim)))
@@ -201,7 +205,7 @@ class CausalSelfAttention(nn.Cell):
         v_cache: Parameter,
         index: Tensor,
         mask: Tensor,
-        rotary: tuple[Tensor, ...] = (),
+        tables: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """One token per row.
 
@@ -211,19 +215,19 @@ class CausalSelfAttention(nn.Cell):
             v_cache: the same.
             index: int32 [B * G, 2], (row of the cache, position to write).
             mask: of `CausalLM.cache_mask`.
-            rotary: of `CausalLM.rotary_matrices`.
+            tables: of `CausalLM.step_tables`.
 
         Returns:
             [B, H].
         """
         rows = x.shape[0] * self.kv_heads
-        q, k = self.q(x), self.k(x)
+        q, k = self.q(self.query_input(x, tables)), self.k(x)
         if self.rotate is None:
             q = q * self.scale
         else:
             # The matrix of queries holds the scale already.
-            q = self.product(q.reshape((-1, self.heads, self.head_dim)), rotary[0])
-            k = self.product(k.reshape((-1, self.kv_heads, self.head_dim)), rotary[1])
+            q = self.product(q.reshape((-1, self.heads, self.head_dim)), tables[0])
+            k = self.product(k.reshape((-1, self.kv_heads, self.head_dim)), tables[1])
         q = q.reshape((rows, self.heads // self.kv_heads, self.head_dim))
         k = self.scatter(k_cache, index, k.reshape((rows, self.head_dim)))
         v = self.scatter(v_cache, index, self.v(x).reshape((rows, self.head_dim)))

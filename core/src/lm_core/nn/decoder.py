@@ -61,13 +61,13 @@ class Block(nn.Cell):
         x: Tensor,
         batch: int,
         key: Tensor,
-        rotary: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...],
         segments: tuple[Tensor, ...],
     ) -> Tensor:
         """x: [B * S, H]. Returns [B * S, H]; see CausalSelfAttention for the rest."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention_dropout(
-            self.attention(normed, batch, key, rotary, segments), key
+            self.attention(normed, batch, key, tables, segments), key
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp_dropout(self.mlp(normed), key)
@@ -78,12 +78,12 @@ class Block(nn.Cell):
         batch: int,
         k_cache: Parameter,
         v_cache: Parameter,
-        rotary: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...],
     ) -> Tensor:
         """As `construct` without dropout, filling the caches."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention.prefill(
-            normed, batch, k_cache, v_cache, rotary
+            normed, batch, k_cache, v_cache, tables
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp(normed)
@@ -95,12 +95,12 @@ class Block(nn.Cell):
         v_cache: Parameter,
         index: Tensor,
         mask: Tensor,
-        rotary: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...],
     ) -> Tensor:
         """One token per row, x: [B, H]; see CausalSelfAttention.step."""
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention.step(
-            normed, k_cache, v_cache, index, mask, rotary
+            normed, k_cache, v_cache, index, mask, tables
         )
         normed = self.mlp_norm(x)
         return (normed if self.residual_from_norm else x) + self.mlp(normed)
@@ -180,14 +180,14 @@ class CausalLM(Network):
     def through(self, x: Tensor, inputs: Tensor) -> Tensor:
         """x: [B * S, H]. Returns what the blocks of this stage make of it."""
         key = dropout_key(self.dropout_state)
-        rotary = self.rotary_tables(_positions(inputs))
+        tables = self.position_tables(_positions(inputs))
         segments = () if inputs.ndim == 2 else (inputs[:, 2],)
         for layer in self.layers:
-            x = layer(x, inputs.shape[0], key, rotary, segments)
+            x = layer(x, inputs.shape[0], key, tables, segments)
         return x
 
-    def rotary_tables(self, positions: Tensor) -> tuple[Tensor, ...]:
-        """What attention turns queries and keys by.
+    def position_tables(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """What attention is given of positions, in all layers: where they rotate, the angles.
 
         Args:
             positions: int32 [T].
@@ -202,7 +202,7 @@ class CausalLM(Network):
         of_queries = self.rotary(positions, attention.heads, attention.scale)
         return (*of_queries, *self.rotary(positions, attention.kv_heads, 1.0))
 
-    def rotary_matrices(self, positions: Tensor) -> tuple[Tensor, ...]:
+    def step_tables(self, positions: Tensor) -> tuple[Tensor, ...]:
         """The same for one token of each row: int32 [B]. Two of float32 [B, D, D], or nothing."""
         if self.rotary is None:
             return ()
@@ -235,9 +235,9 @@ class CausalLM(Network):
         batch, length = input_ids.shape
         positions = _positions(input_ids)
         x = self.embed(input_ids.reshape((-1,)), positions, Tensor(np.zeros(2, np.int32)))
-        rotary = self.rotary_tables(positions)
+        tables = self.position_tables(positions)
         for i, layer in enumerate(self.layers):
-            x = layer.prefill(x, batch, k_caches[i], v_caches[i], rotary)
+            x = layer.prefill(x, batch, k_caches[i], v_caches[i], tables)
         if not self.ties_words:
             self.head.prepare()
         last = Tensor(np.arange(batch, dtype=np.int32) * length) + lengths - 1
@@ -264,9 +264,9 @@ class CausalLM(Network):
         index = ops.concat((Tensor(np.arange(rows, dtype=np.int32).reshape(-1, 1)), at), 1)
         mask = self.cache_mask(at, capacity)
         x = self.embed(tokens, positions, Tensor(np.zeros(2, np.int32)))
-        rotary = self.rotary_matrices(positions)
+        tables = self.step_tables(positions)
         for i, layer in enumerate(self.layers):
-            x = layer.step(x, k_caches[i], v_caches[i], index, mask, rotary)
+            x = layer.step(x, k_caches[i], v_caches[i], index, mask, tables)
         x = self.norm(x)
         return self.gathered(self.logits(x) if self.ties_words else self.head.step(x))
 

@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
-
-from lm_core.config.model import ModelConfig
-from lm_core.config.section import NonNegative, OneOf, Positive, Probability
+from lm_core.config.activations import HF_ACTIVATIONS, TO_HF
+from lm_core.config.learned import LearnedPositionsConfig
+from lm_core.config.section import NonNegative, Positive
 from lm_core.errors import ConfigError
 
-HiddenAct = Annotated[
-    str,
-    OneOf(
-        {
-            # The run files of the card say "gelu" for the tanh form that OpenAI trained with.
-            "gelu_tanh": ("gelu", "gelu_new", "gelu_pytorch_tanh"),
-            "gelu_exact": ("gelu_erf",),
-            "fast_gelu": ("quick_gelu",),
-            "relu": (),
-            "silu": ("swish",),
-        }
-    ),
-]
-
-# config.json of Hugging Face: there "gelu" is the exact one.
-_HF_ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu_exact",
-    "quick_gelu": "fast_gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 # Our field -> their key and the value of a config.json that lacks it (transformers' GPT2Config).
 _HF_FIELDS: dict[str, tuple[str, Any]] = {
     "vocab_size": ("vocab_size", 50257),
@@ -62,7 +36,7 @@ _HF_ONLY: dict[str, Any] = {
 }
 
 
-class Gpt2Config(ModelConfig):
+class Gpt2Config(LearnedPositionsConfig):
     """The fields of a GPT-2 (defaults: the 124M model of Radford et al. 2019)."""
 
     architectures: ClassVar[Mapping[str, str]] = {
@@ -77,17 +51,8 @@ class Gpt2Config(ModelConfig):
     num_layers: Positive = 12
     num_heads: Positive = 12
     seq_length: Positive = 1024
-    max_position_embeddings: Positive | None = None
-    """Rows of the position table; `seq_length` when it is not given."""
     expand_ratio: Positive = 4
     """Width of the feed-forward layer as a multiple of hidden_size."""
-    hidden_act: HiddenAct = "gelu_tanh"
-    embedding_dropout_prob: Probability = 0.1
-    hidden_dropout_rate: Probability = 0.1
-    attention_dropout_rate: Probability = 0.1
-    layernorm_epsilon: Annotated[float, Field(gt=0.0)] = 1e-5
-    post_layernorm_residual: bool = False
-    """Add the normalised input, not the input, to each branch's output."""
     tie_word_embeddings: bool = True
 
     # One token, <|endoftext|>, has all four parts: the vocabulary's last unless said otherwise.
@@ -104,19 +69,10 @@ class Gpt2Config(ModelConfig):
                 self.__dict__[f"{part}_token_id"] = self.vocab_size - 1
         super().model_post_init(context)
 
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.seq_length > self.positions:
-            found.append(
-                f"seq_length: {self.seq_length} is more than the {self.positions} positions "
-                f"of the model; use at most {self.positions}, or raise max_position_embeddings"
-            )
-        return found
-
     @property
-    def positions(self) -> int:
-        """P, rows of the position table."""
-        return self.max_position_embeddings or self.seq_length
+    def ffn_size(self) -> int:
+        """F, the width of the feed-forward layer."""
+        return self.expand_ratio * self.hidden_size
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:
@@ -136,8 +92,8 @@ class Gpt2Config(ModelConfig):
         ]
         fields = {ours: values.get(key, start) for ours, (key, start) in _HF_FIELDS.items()}
         activation = str(values.get("activation_function", "gelu_new"))
-        if activation not in _HF_ACTIVATIONS:
-            known = ", ".join(_HF_ACTIVATIONS)
+        if activation not in HF_ACTIVATIONS:
+            known = ", ".join(HF_ACTIVATIONS)
             found.append(f"activation_function: is {activation!r}; it must be one of {known}")
         hidden, inner = fields["hidden_size"], values.get("n_inner")
         sizes_known = isinstance(hidden, int) and isinstance(inner, int)
@@ -145,7 +101,7 @@ class Gpt2Config(ModelConfig):
             found.append(f"n_inner: is {inner!r}; it must be a multiple of n_embd {hidden!r}")
         if found:
             raise ConfigError(*found)
-        fields["hidden_act"] = _HF_ACTIVATIONS[activation]
+        fields["hidden_act"] = HF_ACTIVATIONS[activation]
         fields["expand_ratio"] = 4 if inner is None else inner // hidden
         first = fields["eos_token_id"]
         first = first[0] if isinstance(first, list) else first
@@ -165,11 +121,10 @@ class Gpt2Config(ModelConfig):
                 "post_layernorm_residual: is True; Hugging Face's GPT-2 has no such option; "
                 "the weights can be written as native or mindformers only"
             )
-        activations = {ours: theirs for theirs, ours in reversed(_HF_ACTIVATIONS.items())}
         values = {
             "model_type": "gpt2",
             **self.head_to_hf(),
-            "activation_function": activations[self.hidden_act],
+            "activation_function": TO_HF[self.hidden_act],
             "n_inner": None if self.expand_ratio == 4 else self.expand_ratio * self.hidden_size,
             **{key: getattr(self, ours) for ours, (key, _) in _HF_FIELDS.items()},
             "n_positions": self.positions,

@@ -1,0 +1,8 @@
+"""The data sets that `python -m lm_pangualpha.preprocess` turns into records."""
+
+from __future__ import annotations
+
+from lm_core.data.preprocess import Converter, Preprocessor
+from lm_core.data.text import TEXT
+
+PREPROCESSORS: dict[str, Preprocessor | Converter] = {"text": TEXT}
