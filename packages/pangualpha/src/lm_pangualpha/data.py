@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from lm_core.data.preprocess import Converter, Preprocessor
+from lm_core.data.pretrain import PRETRAIN
 from lm_core.data.text import TEXT
 
-PREPROCESSORS: dict[str, Preprocessor | Converter] = {"text": TEXT}
+PREPROCESSORS: dict[str, Preprocessor | Converter] = {
+    "pretrain": PRETRAIN,
+    "text": TEXT,
+}
