@@ -143,6 +143,6 @@ def _preset(hidden_size: int, num_layers: int, num_heads: int, **fields: Any) ->
 PRESETS: dict[str, PanguAlphaConfig] = {
     "pangualpha_2_6b": _preset(2560, 32, 32),
     "pangualpha_13b": _preset(5120, 40, 40),
-    "pangualpha_tiny": _preset(64, 3, 4, seq_length=128),
+    "pangualpha_tiny": _preset(64, 3, 4, vocab_size=4000, seq_length=128),
 }
 """By the names of the model card."""
