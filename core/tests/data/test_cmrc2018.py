@@ -123,8 +123,7 @@ def test_the_first_contexts_and_the_first_questions(tmp_path):
     ],
 )  # fmt: skip
 def test_a_long_prompt_keeps_its_end(length, tokens, kept):
-    prompt = list(range(tokens))
-    assert fitting(prompt, length) == prompt[tokens - kept :]
+    assert fitting(np.arange(tokens), length).tolist() == list(range(tokens - kept, tokens))
 
 
 def test_what_is_cut_is_counted_and_the_question_is_kept(tmp_path):

@@ -13,8 +13,9 @@ from outside import DATA
 from lm_core import cli
 from lm_core import spec as registry
 from lm_core.data.cmrc2018 import ROOM, answers_of, prompt_of
+from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.pipeline import RecordDataset
-from lm_core.errors import DataError
+from lm_core.errors import ConfigError, DataError
 from lm_core.metrics.em_f1 import score
 from lm_core.nn.decoder import CausalLM
 from lm_core.testing import tiny
@@ -235,8 +236,6 @@ def test_what_is_wrong_is_a_line_before_anything_is_generated(
 
 
 def test_records_without_answers_are_refused(folder, tmp_path, capfd):
-    from lm_core.data.mindrecord import RecordWriter
-
     with RecordWriter(tmp_path / "x.mindrecord", ("input_ids", "labels")) as writer:
         for labels in ([5, END], [END, PAD]):
             ids = np.array([7, 8, PAD], np.int32)
@@ -320,8 +319,15 @@ def _check_told(records, tokenizer, vocabulary, folder, capsys, monkeypatch):
         assert found == {"Em": 100.0, "F1": pytest.approx(100), "total_count": len(records)}
 
 
-def test_training_on_these_records_is_refused(folder):
-    run = registry.read_run(folder / "run.yaml")
+def test_training_knows_no_such_records(folder, tmp_path):
+    run = registry.read_run(folder / "run.yaml", {"output_dir": str(tmp_path), "do_eval": True})
     run.train_dataset = run.eval_dataset
     with pytest.raises(DataError, match="records hold 128 ids; seq_length 128 needs 129"):
-        Trainer(run).finetune()
+        Trainer(run).finetune(True)
+    with RecordWriter(tmp_path / "x.mindrecord", ("input_ids",)) as writer:
+        for _ in range(4):
+            writer.write({"input_ids": np.arange(129, dtype=np.int32)})
+    run.train_dataset = type(run.train_dataset)()
+    run.runner_config.batch_size = 2
+    with pytest.raises(ConfigError, match="do_eval: is True with EmF1Metric"):
+        Trainer(run, train_dataset=tmp_path / "x.mindrecord").finetune(True)

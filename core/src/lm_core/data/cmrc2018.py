@@ -13,8 +13,9 @@ Before a prompt may stand demonstrations of the same form, each with an answer: 
 never from a context of the questions. Which ones is drawn as in MindFormers (NumPy's generator,
 seed 666), so that the same files give the same prompts.
 
-A prompt that leaves no room for an answer keeps its end, and so the question. (MindFormers left
-room for 4 tokens, and kept prompts whole where max_length is below 200.)
+A prompt that leaves no room for an answer keeps its end, and so the question: the hundreds of
+tokens that leave another hundred, as in MindFormers. (Its rule keeps no number of tokens below a
+max_length of 200, and leaves prompts whole that have room for 5.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _QUESTION = "\n问："
 class Encoded(NamedTuple):
     """Ids of a prompt and of its answers."""
 
-    prompt: list[int]
+    prompt: np.ndarray
     answers: list[list[int]]
 
 
@@ -223,7 +224,10 @@ def encode(
 ) -> list[Encoded]:
     """Encodes some prompts and their answers, whole."""
     return [
-        Encoded(_ids(tokenizer, prompt), [_ids(tokenizer, answer) for answer in answers])
+        Encoded(
+            np.array(_ids(tokenizer, prompt), np.int32),
+            [_ids(tokenizer, answer) for answer in answers],
+        )
         for prompt, answers in work
     ]
 
@@ -256,15 +260,15 @@ def records(
         }
 
 
-def fitting(prompt: list[int], length: int) -> list[int]:
-    """The end of a prompt that leaves room for an answer in so many tokens."""
+def fitting(prompt: np.ndarray, length: int) -> np.ndarray:
+    """A prompt, or the end of one that leaves too little of `length` tokens for an answer."""
     if len(prompt) <= length - ROOM:
         return prompt
     hundreds = 100 * (length // 100 - 1)
     return prompt[-(hundreds if hundreds > 0 else length - ROOM) :]
 
 
-def _filled(ids: Sequence[int], length: int, pad: int) -> np.ndarray:
+def _filled(ids: Sequence[int] | np.ndarray, length: int, pad: int) -> np.ndarray:
     row = np.full(length, pad, np.int32)
     row[: len(ids)] = ids
     return row

@@ -55,7 +55,7 @@ def read_json_records(file: Path, counts: Counts, broken: str = "") -> Iterator[
             yield JsonRecord(value, where, byte_count(line))
 
 
-def read_json_value(file: Path, counts: Counts) -> JsonRecord:
+def read_json_value(file: Path, counts: Counts) -> Any:
     """The one value that a file is.
 
     Args:
@@ -66,8 +66,7 @@ def read_json_value(file: Path, counts: Counts) -> JsonRecord:
         DataError: the file cannot be read, or is no JSON.
     """
     with open_text(file) as handle:
-        text = "".join(valid(handle, counts))
-    return JsonRecord(_parsed(file, text, "one JSON value"), str(file), byte_count(text))
+        return _parsed(file, "".join(valid(handle, counts)), "one JSON value")
 
 
 def leave_out(where: str, reason: str, counts: Counts) -> None:

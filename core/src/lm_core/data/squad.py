@@ -29,7 +29,7 @@ def read_questions(file: Path, counts: Counts) -> Iterator[list[Question]]:
     Raises:
         DataError: the file cannot be read, or is not of SQuAD's form.
     """
-    value = read_json_value(file, counts).value
+    value = read_json_value(file, counts)
     articles = value.get("data") if isinstance(value, Mapping) else None
     if not isinstance(articles, list):
         raise DataError(
