@@ -294,7 +294,7 @@ def test_items_do_not_change_the_rows(tmp_path, monkeypatch):
     dev = write(tmp_path / "dev.json", CITY, SHIP, CITY)
     words = ("--train_file", other, "--n_shot", "five_shot", "--max_length", 400)
     whole = convert(dev, *words)
-    monkeypatch.setattr("lm_core.data.preprocess._ITEM", 1)
+    monkeypatch.setattr("lm_core.data.cmrc2018._ITEM", 1)
     assert len(list(CMRC2018.read([dev], arguments(*words), Letters(), Counts()))) == 5
     parts = convert(dev, *words)
     assert parts[:2] == whole[:2] and parts[3] == whole[3]

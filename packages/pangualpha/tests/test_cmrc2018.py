@@ -302,14 +302,12 @@ def test_published_records_decode_to_their_prompts(published, tmp_path, capsys, 
 
 def _check_told(records, tokenizer, vocabulary, folder, capsys, monkeypatch):
     """What is told the answers scores 100, whichever of them it says."""
-    small = {"num_layers": 2, "hidden_size": 8, "num_heads": 2, "seq_length": 1024}
-    tiny.model(SPEC, **small).save_pretrained(folder / "weights")
-    run = RUN.replace("{folder}/weights", str(folder / "weights"))
-    run = run.replace("vocab_size: 320", "seq_length: 1024").replace(
-        "hidden_size: 32", "hidden_size: 8"
-    )
-    run = run.replace("{folder}/cmrc.mindrecord", str(records.path)).replace("128", "1024")
-    (folder / "run.yaml").write_text(run, encoding="utf-8")
+    large = {**SHAPE, "hidden_size": 8, "vocab_size": 40000, "seq_length": 1024}
+    tiny.model(SPEC, **large).save_pretrained(folder / "weights")
+    run = RUN.replace("{folder}/cmrc.mindrecord", str(records.path))
+    run = run.replace("{folder}", str(folder)).replace("128", "1024")
+    run = run.replace("hidden_size: 32", "seq_length: 1024, hidden_size: 8")
+    (folder / "run.yaml").write_text(run.replace("320", "40000"), encoding="utf-8")
     for which in (0, -1):
         known = told(records, tokenizer, which)
         monkeypatch.setattr(CausalLM, "generate", answering(lambda row: known[tuple(row)]))  # noqa: B023

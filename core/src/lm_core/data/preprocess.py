@@ -62,6 +62,8 @@ class Preprocessor:
     """Rows from the results of `encode`, which come in the order of the items."""
     inputs: tuple[str, ...] = INPUTS
     """Flags that name the input."""
+    vocabularies: tuple[str, ...] = ()
+    """Words that `--tokenizer` may say beside a path: the model's own vocabulary is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +116,20 @@ def _matches(pattern: str, key: str) -> list[Path]:
     return files
 
 
-def gathered(pieces: Iterable[tuple[Any, int, int]]) -> Iterator[Item]:
-    """Items of many small pieces: each as a work of its own, its characters and its bytes."""
+def gathered(pieces: Iterable[tuple[Any, int, int]], most: int | None = None) -> Iterator[Item]:
+    """Items of many small pieces.
+
+    Args:
+        pieces: each as a work of its own, its characters and its bytes.
+        most: characters of an item; None: as many as are 0.05 s of work for most tokenizers.
+    """
     waiting: list[Any] = []
     characters = size = 0
     for piece, length, part in pieces:
         waiting.append(piece)
         characters += length
         size += part
-        if characters >= _ITEM:
+        if characters >= (most or _ITEM):
             yield Item(waiting, size)
             waiting, characters, size = [], 0, 0
     if waiting:

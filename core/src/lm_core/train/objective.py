@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lm_core.data.packing import Ends
 from lm_core.data.pipeline import RecordDataset
 from lm_core.data.records import Records
-from lm_core.errors import DataError
+from lm_core.errors import ConfigError, DataError
 from lm_core.log import get_logger
 from lm_core.train.batch import Columns, causal_batch, class_batch
 from lm_core.train.evaluation import ClassEvaluator, Evaluator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from lm_core.train.step import MicroBatch
 
 _LABELS = ("labels",)
+_LOOK = 64
+"""Records in which the end of a document is looked for."""
 _CLASS_COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
@@ -42,7 +45,27 @@ class NextToken:
 
     def open(self, section: DatasetConfig) -> RecordDataset:
         """The records of a data set. Raises DataError if they cannot be read."""
-        return RecordDataset(section.data_loader.dataset_dir, section.input_columns)
+        found = RecordDataset(
+            section.data_loader.dataset_dir, section.input_columns, ends=self._ends(section)
+        )
+        if found.ends is not None:
+            _look_for_ends(found, found.ends.end)
+        return found
+
+    def _ends(self, section: DatasetConfig) -> Ends | None:
+        """How the documents of records are kept apart, if they are to be."""
+        if not section.eod_reset:
+            return None
+        config = self.config
+        own = [section.eod_token_id, config.eod_token_id, *config.eos_token_ids]
+        end = next((token for token in own if token is not None), None)
+        if end is None or end >= config.vocab_size:
+            what = "is not set" if end is None else f"is {end}"
+            raise ConfigError(
+                f"eod_token_id: {what} and eod_reset is True; must be the token that ends "
+                f"documents, below vocab_size {config.vocab_size}; set it in the data section"
+            )
+        return Ends(end, config.pad_token_id)
 
     def check(self, records: Records, training: bool) -> None:
         """Raises DataError if records do not fit the model."""
@@ -146,6 +169,16 @@ Objective = NextToken | TextClass
 def objective(config: ModelConfig) -> Objective:
     """The objective of a model's task."""
     return TextClass(config) if config.is_classifier else NextToken(config)
+
+
+def _look_for_ends(records: RecordDataset, end: int) -> None:
+    """Warns where `eod_reset` would change nothing: records written with another token."""
+    some = min(_LOOK, len(records))
+    if not any((row["input_ids"] == end).any() for row in records.stream(range(some))):
+        get_logger(__name__).warning(
+            "%s: eod_reset is True, but the first %d records do not hold the token %d that ends "
+            "documents; is eod_token_id right?", records.path, some, end,
+        )  # fmt: skip
 
 
 def _check_masks(records: Records, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
