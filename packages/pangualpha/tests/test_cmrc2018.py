@@ -115,6 +115,7 @@ def told(records, tokenizer, which):
 def test_the_packaged_run_leaves_the_room_that_records_leave():
     run = registry.read_run("pangualpha_2_6b_em_f1")
     assert run.model.config.max_new_tokens == ROOM
+    assert not run.eval_dataset.eod_reset
     assert [metric.type for metric in run.metric] == ["em_f1"]
 
 
