@@ -51,7 +51,7 @@ def open_release(places: Places, slices: Slices) -> Tensors:
     arrays = _Arrays(places.arrays, slices.arrays)
     cut = strategy.read(places.strategy)
     files = _parts(places.parts, slices, cut)
-    joined = Transformed(partial(_open, files, slices.skipped), cut, strategy.WHOLE, 0)
+    joined = Transformed(partial(_open, files, slices), cut, strategy.WHOLE, 0)
     both: list[Tensors] = [arrays, joined]
     return io.Joined(str(places.parts), [(one, one.specs.keys()) for one in both])
 
@@ -87,12 +87,10 @@ class _Arrays:
         return TensorSpec(array.shape, dtype)
 
 
-def _open(files: Mapping[int, Path], skipped: tuple[str, ...], rank: int) -> Tensors:
+def _open(files: Mapping[int, Path], slices: Slices, rank: int) -> Tensors:
     """What is read of a part."""
     part = io.open_file(files[rank])
-    pattern = re.compile("|".join(f"(?:{one})" for one in skipped) or r"(?!)")
-    names = {name for name in part.specs if not pattern.fullmatch(name)}
-    return io.Joined(part.where, [(part, names)])
+    return io.Joined(part.where, [(part, {name for name in part.specs if not slices.skips(name)})])
 
 
 def _parts(folder: Path, slices: Slices, cut: strategy.Strategy) -> dict[int, Path]:

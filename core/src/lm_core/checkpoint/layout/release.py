@@ -6,6 +6,7 @@ they are read, one tensor at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,10 @@ class Slices:
     files: str
     arrays: Mapping[str, str]
     skipped: Sequence[str] = ()
+
+    def skips(self, name: str) -> bool:
+        """Whether a tensor of a part is not read."""
+        return any(re.fullmatch(pattern, name) for pattern in self.skipped)
 
 
 class Pieces:
