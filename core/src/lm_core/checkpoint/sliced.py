@@ -37,7 +37,7 @@ class Places:
 
     def holds(self, path: Path, slices: Slices) -> bool:
         """Whether a path is one of the release's own files."""
-        own = [self.strategy, *_numbered(self.parts, slices.files).values()]
+        own = [self.strategy, *numbered(self.parts, slices.files).values()]
         own += [file for end in slices.arrays for file in _endings(self.arrays, end)]
         return path.resolve() in {file.resolve() for file in own}
 
@@ -54,6 +54,13 @@ def open_release(places: Places, slices: Slices) -> Tensors:
     joined = Transformed(partial(_open, files, slices), cut, strategy.WHOLE, 0)
     both: list[Tensors] = [arrays, joined]
     return io.Joined(str(places.parts), [(one, one.specs.keys()) for one in both])
+
+
+def numbered(folder: Path, name: str) -> dict[int, Path]:
+    """The parts in a folder by their ranks; `name` as in `Slices.files`."""
+    pattern = re.compile(re.escape(name).replace(r"\{\}", r"(0|[1-9]\d*)"))
+    matches = ((pattern.fullmatch(path.name), path) for path in _files(folder))
+    return {int(match[1]): path for match, path in matches if match}
 
 
 class _Arrays:
@@ -95,7 +102,7 @@ def _open(files: Mapping[int, Path], slices: Slices, rank: int) -> Tensors:
 
 def _parts(folder: Path, slices: Slices, cut: strategy.Strategy) -> dict[int, Path]:
     """The files of all ranks, and of no others."""
-    found = _numbered(folder, slices.files)
+    found = numbered(folder, slices.files)
     if not found:
         raise CheckpointError(
             f"{folder}: holds no {slices.files.format(0)}; the parts of all {cut.world_size} ranks "
@@ -108,12 +115,6 @@ def _parts(folder: Path, slices: Slices, cut: strategy.Strategy) -> dict[int, Pa
             f"{cut.world_size}; both must be of one release; use the strategy file of this one"
         )
     return found
-
-
-def _numbered(folder: Path, name: str) -> dict[int, Path]:
-    pattern = re.compile(re.escape(name).replace(r"\{\}", r"(0|[1-9]\d*)"))
-    matches = ((pattern.fullmatch(path.name), path) for path in _files(folder))
-    return {int(match[1]): path for match, path in matches if match}
 
 
 def _find_arrays(folder: Path, names: Mapping[str, str]) -> dict[str, Path]:

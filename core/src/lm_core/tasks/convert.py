@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_core.errors import CheckpointError
+from lm_core.tasks import slices
 
 if TYPE_CHECKING:
     from lm_core.checkpoint.io import Joined, Parameters
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     """The flags of `convert`."""
-    published = _published(spec)
+    published = slices.layout_of(spec)
     layouts = ["native", *sorted(spec.tables.keys() - {published}), "peft"]
     add = parser.add_argument
     add(
@@ -49,7 +50,7 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
             "--ckpt_save_path", dest="output", metavar="X", help="the same as --output X"
         )
         config.append("--config_path_or_name")
-        _add_release(parser, published)
+        slices.add_flags(parser, published)
     add(
         "--format",
         choices=layouts,
@@ -59,15 +60,6 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     add("--max_shard_size", metavar="SIZE", help="largest safetensors file, such as 5GB")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights (as is)")
     add("--overwrite", action="store_true", help="replace a checkpoint that is there")
-
-
-def _add_release(parser: ArgumentParser, layout: str) -> None:
-    """Where the files of a release are, in the place of --input."""
-    group = parser.add_argument_group(
-        f"the {layout} release", "in the place of --input; with --config"
-    )
-    for name, (metavar, says) in _PLACES.items():
-        group.add_argument(f"--{layout}_{name}", metavar=metavar, help=says)
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
@@ -81,7 +73,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     from lm_core.checkpoint.tensorfile import parse_size
 
     limit = parse_size(args.max_shard_size) if args.max_shard_size else None
-    if (places := _places(spec, args)) is not None:
+    if (places := slices.places(spec, args)) is not None:
         return _convert_release(spec, places, args, limit)
     _check_format(args)
     _check_absent(args)
@@ -122,108 +114,20 @@ def _convert(
     print(f"{args.output}: {len(ours.specs)} tensors, {total:,.1f} MB, layout {args.format}")
 
 
-def _published(spec: ModelSpec) -> str | None:
-    """The layout of a model whose authors published the parts of a run; None for others."""
-    return next((name for name, table in spec.tables.items() if table.slices is not None), None)
-
-
-_PLACES = {
-    "strategy_path": ("FILE", "strategy file of the run that wrote the parts"),
-    "ckpt_dir": ("DIR", "folder with the parts of all ranks"),
-    "npy_dir": ("DIR", "folder with the .npy files of the tables, which may be the same"),
-}
-
-
-def _places(spec: ModelSpec, args: Namespace) -> Places | None:
-    """Where the release is that is to be converted; None where --input is.
-
-    Raises:
-        CheckpointError: both are given, neither is, or a part of it is not.
-    """
-    layout = _published(spec)
-    if layout is None:
-        return None
-    from lm_core.checkpoint.sliced import Places
-
-    given = {f"--{layout}_{name}": getattr(args, f"{layout}_{name}") for name in _PLACES}
-    if any(given.values()) == bool(args.input):
-        what = "are both given" if args.input else "are both missing"
-        raise CheckpointError(
-            f"--input: this and {', '.join(given)} {what}; one of them must say what is converted; "
-            f"give --input, or these three"
-        )
-    if args.input:
-        return None
-    if not all(given.values()):
-        lacking = ", ".join(flag for flag, value in given.items() if not value)
-        raise CheckpointError(
-            f"{lacking}: missing; the {layout} release is {', '.join(given)} together; add it"
-        )
-    return Places(*(Path(value).expanduser() for value in given.values()))
-
-
 def _convert_release(spec: ModelSpec, places: Places, args: Namespace, limit: int | None) -> int:
     """Converts a release; where the same stands already it is compared and left alone."""
-    from lm_core.checkpoint import sliced
     from lm_core.checkpoint.layout import Cast
-    from lm_core.checkpoint.source import Source
 
-    layout = _published(spec)
-    assert layout is not None
-    table = spec.tables[layout]
     args.format = args.format or ("mindformers" if _is_file(args.output) else "native")
     _check_format(args)
-    config = _config(args.config)
-    if not isinstance(config, spec.config_class):
-        raise CheckpointError(
-            f"--config: is {args.config or 'missing'}; must say the sizes of the {layout} release, "
-            f"which does not; use one of {', '.join(spec.presets)}, or a run file of {spec.name}"
-        )
-    if args.format == "peft":
-        raise CheckpointError(f"format: is peft; the {layout} release has no adapter; use another")
-    if places.holds(Path(args.output), table.slices):
-        raise CheckpointError(
-            f"{args.output}: is a file of the {layout} release; it is never replaced; choose "
-            f"another name"
-        )
-    config = config.copy(pet_config=None)
-    tensors = table.load(sliced.open_release(places, table.slices), config)
+    source, tensors = slices.opened(spec, places, args.output, args.format, _config(args.config))
     ours = Cast(tensors, args.dtype) if args.dtype else tensors
-    source = Source("directory", places.parts, spec, config, layout)
-    if not args.overwrite and _is_there(args.output):
-        _require_same(source, ours, args)
+    if not args.overwrite and slices.is_there(args.output):
+        slices.require_same(source, ours, args.output, args.format)
         print(f"{args.output}: is there already; {len(ours.specs)} tensors are the same")
         return 0
     _convert(source, ours, args, limit)
     return 0
-
-
-def _is_there(output: str) -> bool:
-    from lm_core.checkpoint.atomic import MANIFEST
-
-    return Path(output).is_file() or (Path(output) / MANIFEST).is_file()
-
-
-def _require_same(source: Source, ours: Tensors, args: Namespace) -> None:
-    """Raises CheckpointError if the output holds anything else than what would be written."""
-    from lm_core.checkpoint import hub
-    from lm_core.checkpoint.layout import same_bits
-    from lm_core.log import progress
-
-    given = source.config if _is_file(args.output) else None
-    there = hub.resolve(args.output, spec=source.spec, config=given)
-    same = (there.layout, there.config) == (args.format, source.config)
-    if same:
-        found = there.tensors()
-        names = progress(ours.specs, desc="compare", unit="tensor")
-        same = found.specs == ours.specs and all(
-            same_bits(found.read(name), ours.read(name)) for name in names
-        )
-    if not same:
-        raise CheckpointError(
-            f"{args.output}: is there already and is something else; it is replaced only if asked; "
-            f"pass --overwrite or choose another name"
-        )
 
 
 def _is_file(output: str) -> bool:
