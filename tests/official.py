@@ -133,7 +133,7 @@ def write_release(folder, arrays, cut="optimizer", stem="13B_"):
         np.save(folder / "npy" / f"{stem}{name}.npy", arrays[tensor])
     # Older tables under older names, which nobody reads.
     inside = {n: a for n, a in arrays.items() if n not in ARRAYS.values()}
-    inside |= {"word_embedding_table": np.zeros_like(arrays[TABLE]), "step_num": np.int32([7])}
+    inside |= {"word_embedding_table": np.zeros((96, 32), np.float32), "step_num": np.int32([7])}
     items = {n: item(n, a.shape, devices, sharded) for n, a in inside.items() if n != "step_num"}
     items |= {f"adam_m.{name}": said for name, said in items.items()}
     for rank in range(int(np.prod(devices))):

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from official import CONFIG, contents, whole_tensors, words, write_release
+from official import CONFIG, contents, strategy_file, whole_tensors, words, write_release
 
 from lm_core.cli import main
 
@@ -59,6 +59,11 @@ def other_run(folder, cut):
     shutil.copy(folder / "x" / "pangu_alpha_ckpt_strategy.ckpt", folder)
 
 
+def empty_matrix(folder):
+    file = folder / "pangu_alpha_ckpt_strategy.ckpt"
+    file.write_bytes(strategy_file({"backbone.layernorm.gamma": ((), (-1,), 0, 0)}))
+
+
 def save(folder, name, array):
     np.save(folder / "npy" / f"{name}.npy", array)
 
@@ -95,6 +100,16 @@ WRONG = {
     "a damaged strategy": (
         lambda r: shorten(r, "pangu_alpha_ckpt_strategy.ckpt"),
         "pangu_alpha_ckpt_strategy.ckpt: cannot be read as a strategy file",
+    ),
+    "a strategy without devices": (
+        empty_matrix,
+        "backbone.layernorm.gamma is cut by a field, by several axes, or by no devices",
+    ),
+    "a strategy of something else": (
+        lambda r: (r / "pangu_alpha_ckpt_strategy.ckpt").write_bytes(
+            strategy_file({"other": ((4, 2), (-1,), 0, 0)})
+        ),
+        "parts/filerted_0.ckpt: ",
     ),
     "no array": (lambda r: remove(r, NPY), "npy: holds no such file; must hold one whose name"),
     "an array twice": (

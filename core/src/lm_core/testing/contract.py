@@ -117,9 +117,10 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
 
     def test_a_release_in_parts_and_arrays_is_one_model(self) -> None:
         """What its arrays hold is read from no part, and everything else of the table is."""
-        for layout, table in self.spec.tables.items():
-            if table.slices is None:
-                continue
+        published = {n: table for n, table in self.spec.tables.items() if table.slices is not None}
+        if not published:
+            pytest.skip(f"{self.spec.name} was not published in the parts of a run")
+        for layout, table in published.items():
             assert layout not in LAYOUTS and "{}" in table.slices.files
             for name, preset in self.spec.presets.items():
                 theirs = {tensor for row in table.expand(preset) for tensor in row.theirs}

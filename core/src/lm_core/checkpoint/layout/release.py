@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,11 @@ class Slices:
 
     def skips(self, name: str) -> bool:
         """Whether a tensor of a part is not read."""
-        return any(re.fullmatch(pattern, name) for pattern in self.skipped)
+        return self._skipped.fullmatch(name) is not None
+
+    @cached_property
+    def _skipped(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.skipped) or r"(?!)")
 
 
 class Pieces:
