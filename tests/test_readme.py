@@ -319,7 +319,7 @@ SMALLER_PANGUALPHA = [
     (r'model="(pangualpha_2_6b)",\n', r'args="tiny_\1.yaml",\n'),  # the run of a Trainer
     (r'(AutoConfig.from_pretrained\(")pangualpha_2_6b', r"\1pangu_2_6B"),
     (r"--config_path_or_name pangualpha_13b", "--config_path_or_name run.yaml"),
-    (r"vocab_size=4000", "vocab_size=300"),
+    (r"vocab_size=4000", "vocab_size=44"),
     (r"--num_samples 1000", "--num_samples 5"),
     (r"--seq_length 1025", "--seq_length 257"),
     (r"max_length=(100|50|64)", "max_length=140"),  # this vocabulary knows no Chinese
@@ -370,9 +370,9 @@ def write_data_of_pangualpha(folder: Path) -> None:
             "sentence": f"今天的新闻{n}很好看",
         }
         for at, subject in enumerate(subjects)
-        for n in range(12)
+        for n in range(24)
     ]
-    for name, rows in (("train", lines), ("dev", lines[::4]), ("labels", lines[::12])):
+    for name, rows in (("train", lines), ("dev", lines[::4]), ("labels", lines[::24])):
         text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         (folder / "tnews" / f"{name}.json").write_text(text, encoding="utf-8")
     for name in ("train", "dev"):

@@ -14,6 +14,7 @@ several times the memory of a tensor, and files for all of it. So:
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -156,10 +157,11 @@ class Transformed:
         """
         pieces = tuple(map(math.lcm, source.counts, target.counts))
         inside = source.local(pieces)
-        codes = self._recut(source, target, inside)
+        outside = target.local(pieces)
+        codes = self._recut(source, target, inside).reshape(outside)
         moves: Moves = {}
-        for there, code in np.ndenumerate(codes.reshape(target.local(pieces))):
-            rank, number = divmod(int(code), math.prod(inside))
+        for there in itertools.product(*map(range, outside)):
+            rank, number = divmod(int(codes[there]), math.prod(inside))
             here = tuple(int(place) for place in np.unravel_index(number, inside))
             moves.setdefault(rank, []).append((here, there))
         return dict(sorted(moves.items()))

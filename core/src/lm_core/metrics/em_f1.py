@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from lm_core.metrics.words import cut
 
 NAMES = ("Em", "F1")
-_DROPPED = str.maketrans(dict.fromkeys("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"))
+_DROPPED = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CHARACTER = re.compile("([一-龥])")
 
 
