@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
-from itertools import groupby, pairwise
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from typing import NamedTuple
@@ -109,15 +109,18 @@ def read() -> tuple[Dictionary, Model]:
 
 def _arrays(dictionary: Path) -> Arrays:
     counts, total = _counts(dictionary.read_text(encoding="utf-8"))
-    words = sorted(counts, key=lambda word: (word[0], len(word)))
-    groups = {first: list(group) for first, group in groupby(words, lambda word: word[0])}
+    groups: dict[str, list[str]] = {}
+    for word in sorted(counts, key=len):
+        groups.setdefault(word[0], []).append(word)
     logtotal = log(total)  # the difference of two logarithms, rounded as jieba's is
+    logs = {count: log(count) - logtotal for count in {1, *counts.values()}}
+    weights = [logs[counts[word]] for group in groups.values() for word in group]
     return {
         "firsts": _bytes(groups),
         "words": _bytes("\0".join(map("\n".join, groups.values()))),
         "ends": np.cumsum([len(group) for group in groups.values()]),
-        "weights": np.array([log(counts[word]) - logtotal for word in words]),
-        "rare": np.array([log(1) - logtotal]),
+        "weights": np.array(weights),
+        "rare": np.array([logs[1]]),
         **_model(),
     }
 
@@ -128,11 +131,13 @@ def _counts(text: str) -> tuple[dict[str, int], int]:
     total = 0
     for line in filter(None, text.split("\n")):
         word, count, *_ = line.split(" ", 2)
-        counts[word] = int(count)
-        total += int(count)
+        counts[word] = number = int(count)
+        total += number
     assert max(map(len, counts)) < LONGEST
-    others = {c for c in set("".join(counts)) if not _OF_RUN.match(c)}
-    return {w: n for w, n in counts.items() if n and others.isdisjoint(w)}, total
+    # A run ends at such a character, so words that have one are never found.
+    others = [c for c in set("".join(counts)) if not _OF_RUN.match(c)]
+    barred = {word for character in others for word in counts if character in word}
+    return {word: n for word, n in counts.items() if n and word not in barred}, total
 
 
 def _model() -> Arrays:

@@ -86,15 +86,20 @@ class PanguAlphaTokenizer(SentencePieceTokenizer):
         """
         if not self._by_lines:
             return super().encode_piece(text)
-        lines = filter(None, _LINE_ENDS.split(text))
-        ids = chain.from_iterable(self._ids(line, None) for line in lines)
-        return np.fromiter(ids, np.int32)
+        ends = self._ends
+        ids = (ends.get(line) or self._ids(line, None) for line in _LINE_ENDS.split(text) if line)
+        return np.fromiter(chain.from_iterable(ids), np.int32)
 
     def cuts_at(self, left: str, right: str) -> bool:
         r"""True at both sides of a line's end ("\n" or "\r\n"), for `encode_piece`."""
         if not self._by_lines:
             return False
         return left[-1:] == "\n" or (right[:1] == "\n" and left[-1:] != "\r")
+
+    @cached_property
+    def _ends(self) -> dict[str, Iterable[int]]:
+        """Ids of the ends of lines."""
+        return {end: self._encode(end) for end in ("\n", "\r\n")}
 
     @cached_property
     def _by_lines(self) -> bool:
