@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from outside import CHINESE, chinese_texts
 
-from lm_core.tokenizer import words
+from lm_core.tokenizer import word_tables, words
 from lm_core.tokenizer.word_guess import Guesses
 from lm_core.tokenizer.word_tables import read
 from lm_core.tokenizer.words import cut
@@ -68,7 +68,7 @@ def test_the_words_of_random_texts(jieba):
 
 
 def test_rounding_decides_as_in_jieba(jieba):
-    """Of words with equal products; a sum in another order would often choose the other ones."""
+    """Of words with equal products; sums in another order would often choose the other ones."""
     draw = random.Random(1)
     rare = [word for word, count in jieba.FREQ.items() if count == 3 and len(word) == 2]
     begins = {}
@@ -76,21 +76,45 @@ def test_rounding_decides_as_in_jieba(jieba):
         begins.setdefault(word[0], word)
     # "AB" and "BC" are as frequent as each other, "A" and "C" differ.
     texts = [word + begins[word[1]][1] for word in rare if word[1] in begins]
-    for _ in range(300):
-        text = "".join(draw.sample(texts, 12))
-        assert cut(text) == list(jieba.cut(text))
+    for between in ("", "，"):
+        for _ in range(300):
+            text = between.join(draw.sample(texts, 12))
+            assert cut(text) == list(jieba.cut(text))
 
 
-def test_what_no_dictionary_has_is_guessed_as_in_jieba(jieba):
+def test_a_dictionary_where_most_products_are_equal(jieba, tmp_path):
+    """Some characters are no words there although others begin with them."""
+    draw = random.Random(3)
+    for number in range(30):
+        made = {
+            "".join(draw.choice("甲乙丙丁x") for _ in range(draw.choice((1, 2, 2, 3, 4, 5))))
+            for _ in range(draw.randint(5, 60))
+        }
+        file = tmp_path / f"{number}.txt"
+        file.write_text("".join(f"{word} {draw.choice((0, 1, 2, 2, 4))} n\n" for word in made))
+        theirs = type(jieba)(str(file))
+        theirs.FREQ, theirs.total = theirs.gen_pfdict(file.open("rb"))
+        theirs.initialized = True
+        ours = words._Cutter(word_tables.Dictionary(word_tables._arrays(file)), read()[1])
+        for _ in range(60):
+            text = "".join(draw.choice("甲乙丙丁x甲乙丙丁，") for _ in range(draw.randint(1, 30)))
+            assert ours.words(text) == list(theirs.cut(text))
+
+
+def test_what_no_dictionary_has_is_guessed_as_in_jieba():
     from jieba.finalseg import cut as guess
 
     draw = random.Random(2)
     dictionary, model = read()
-    characters = [*model.emissions, *map(chr, range(0x9F00, 0x9FD0))]
+    every = map(chr, range(0x4E00, 0x9FD6))
+    unseen = [character for character in every if character not in model.emissions]
+    kinds = [*model.emissions], unseen, ["的", "龙", "王", "a", "1.5%"]
     guesses = Guesses(dictionary.weights, model)
-    for _ in range(3000):
-        text = "".join(draw.choice(characters) for _ in range(draw.randint(2, 16)))
-        assert guesses[text] == list(guess(text))
+    for _ in range(4000):
+        few = draw.sample(kinds, draw.randint(1, 3))
+        text = "".join(draw.choice(draw.choice(few)) for _ in range(draw.randint(2, 16)))
+        if text not in dictionary.weights:
+            assert guesses[text] == list(guess(text)), text
 
 
 @pytest.mark.parametrize("text", ["龘", "好", "x", "。", " ", "是", "欧阳修远，", "1.5"])

@@ -114,7 +114,7 @@ class Tokenizer(Forms):
         raise NotImplementedError
 
     def cuts_at(self, left: str, right: str) -> bool:
-        """Whether the ids of `left + right` are those of `left`, then those of `right`, for sure.
+        """Whether `encode_piece` of both gives the ids of `left`, then those of `right`, for sure.
 
         Long texts are encoded in pieces, several at a time, where this holds.
         """
