@@ -161,6 +161,15 @@ def test_random_texts_are_as_by_the_original(published, library, jieba):
         assert published.decode(ids) == shown_by_the_original(library, ids)
 
 
+@needs_vocabulary
+def test_random_ids_are_shown_as_by_the_original(published, library):
+    draw = random.Random(2)
+    for _ in range(2000):
+        ids = [draw.randrange(draw.choice((10, 200, 40000))) for _ in range(draw.randint(1, 70))]
+        assert published.decode(ids) == streamed(published, ids)
+        assert published.decode(ids) == shown_by_the_original(library, ids)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_is_the_pieces_of_its_words(small, model, jieba, text):
     library = SentencePieceProcessor(model_proto=model)

@@ -78,7 +78,8 @@ class Guesses(dict[str, list[str]]):
 
 
 def _spans(part: str, states: str) -> list[str]:
-    words, begin = [], 0
+    words: list[str] = []
+    begin = 0
     for place, state in enumerate(states):
         if state == _BEGINS:
             begin = place
