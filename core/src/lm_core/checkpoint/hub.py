@@ -363,6 +363,6 @@ def _tokenizer_family(path: Path) -> ModelSpec | None:
         if values.get("lm_model") == spec.name or values.get("model_type") in spec.hf_types:
             return spec
     for spec in registry.installed().values():
-        if any(name in word for name in (spec.name, *spec.hf_types)):
+        if any(name.replace("_", "") in word for name in (spec.name, *spec.hf_types)):
             return spec
     return None
