@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lm_core.metrics.words import cut
+from lm_core.tokenizer.words import cut
 
 NAMES = ("Em", "F1")
 _DROPPED = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
