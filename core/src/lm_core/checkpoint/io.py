@@ -289,7 +289,8 @@ def write_config(
     ours = {"lm_model": spec_name} | ({} if layout is None else {"lm_layout": dict(layout)})
     idle = {key for key, f in type(config).model_fields.items() if NO_EFFECT in f.metadata}
     run = {"checkpoint_name_or_path", "parallel_config"}
-    fields = config.model_dump(mode="json", exclude=run | idle)
+    head = set() if config.is_classifier else {"num_labels", "label_names"}
+    fields = config.model_dump(mode="json", exclude=run | idle | head)
     text = json.dumps({**ours, **fields}, indent=2, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
 
