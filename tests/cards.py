@@ -40,6 +40,8 @@ RENAMED = {
     "PerplexityMetric": "perplexity",
     "Accuracy": "accuracy",
     "ADGENMetric": "adgen",
+    "PromptAccMetric": "prompt_accuracy",
+    "EmF1Metric": "em_f1",
 }
 """What the cards call after their classes, and what a loaded run calls it."""
 ALIAS = re.compile(r"_task\.dataset_config\b")  # The section itself, which a run says once.

@@ -27,7 +27,7 @@ LATE_BINDING = {
     ("lm_core.nn.decoder", "lm_core.generation.generate"),
     ("lm_core.nn.network", "lm_core.auto"),
     # Meta's description of a Llama lacks the vocabulary, whose size is that of a tensor.
-    ("lm_core.config.flags", "lm_core.checkpoint.hub"),
+    ("lm_core.config.of_checkpoint", "lm_core.checkpoint.hub"),
 }
 """Upward imports inside a function. Each needs a reason that a reviewer accepts."""
 

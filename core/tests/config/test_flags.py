@@ -12,12 +12,12 @@ from lm_core.config.flags import (
     FLAGS,
     MORE_FLAGS,
     add_run_arguments,
-    peek,
     resolve_run,
     split_overrides,
     str2bool,
     world_size,
 )
+from lm_core.config.of_checkpoint import peek
 from lm_core.errors import ConfigError
 
 
@@ -37,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
 def resolve(family):
     """resolve(*words) -> RunConfig, as a verb does it."""
 
-    def run(*words: str):
+    def run(*words: str, **options):
         made = parser()
         rest, overrides = split_overrides(
             words, [flag for a in made._actions for flag in a.option_strings]
         )
         args, more = made.parse_known_args(rest)
-        return resolve_run(family, args, [*overrides, *more])
+        return resolve_run(family, args, [*overrides, *more], **options)
 
     return run
 
@@ -247,6 +247,28 @@ def test_a_checkpoint_of_something_else(resolve, tmp_path: Path, values, said):
     with pytest.raises(ConfigError) as caught:
         resolve("--load_checkpoint", str(folder))
     assert said in str(caught.value) and str(folder / "config.json") in str(caught.value)
+
+
+def test_sections_of_the_run_that_made_a_checkpoint(resolve, family, tmp_path: Path):
+    """An evaluation measures what the training measured, unless a run is named."""
+    config = family.presets["toy"].copy(num_layers=3)
+    made = checkpoint(
+        tmp_path / "ckpt", lm_model="toy", **config.model_dump(exclude={"parallel_config"})
+    )
+    (made / "run.yaml").write_text(
+        "seed: 5\nmetric: [{type: accuracy}]\neval_dataset: {eod_reset: True, eod_token_id: 7}\n"
+    )
+    words = ("--load_checkpoint", str(made))
+    kept = resolve(*words, "--eval_dataset_dir", "mine", kept=("eval_dataset", "metric"))
+    assert (kept.eval_dataset.eod_reset, kept.eval_dataset.eod_token_id) == (True, 7)
+    assert kept.eval_dataset.data_loader.dataset_dir == "mine"
+    assert [item.type for item in kept.metric] == ["accuracy"]
+    assert kept.seed == resolve(*words).seed
+    assert not resolve(*words).eval_dataset.eod_reset
+    named = resolve("--config", "toy", *words, kept=("eval_dataset", "metric"))
+    assert not named.eval_dataset.eod_reset
+    (made / "run.yaml").unlink()
+    assert not resolve(*words, kept=("eval_dataset",)).eval_dataset.eod_reset
 
 
 def test_nothing_says_what_the_model_is(resolve, tmp_path: Path):

@@ -43,6 +43,10 @@ class Pieces(Tokenizer):
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         super().__init__({"<unk>": 0, "<s>": 1, "</s>": 2}, add_bos_token=True, **names)
 
+    @property
+    def vocab_size(self):
+        return self.model.get_piece_size()
+
     def _encode(self, text):
         return self.model.encode(text)
 

@@ -166,7 +166,8 @@ def test_what_is_too_long_keeps_its_beginning(convert):
 def test_rows_without_a_text_or_a_known_label_are_counted(convert):
     bad = [
         "{broken", [1], {"label_desc": NAMES[0]}, {"label_desc": NAMES[0], "sentence": " "},
-        {"sentence": "a"}, {"label": "999", "sentence": "a"}, {"label": "999", "sentence": "b"},
+        {"sentence": "a", "label_desc": None}, {"label": "999", "sentence": "a"},
+        {"label": "999", "sentence": "b"},
     ]  # fmt: skip
     records, counts = convert([*bad, {"label": "102", "sentence": "here"}])
     assert len(records) == 1 and texts(records[0])[0][1] == "here"

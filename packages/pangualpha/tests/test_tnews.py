@@ -26,7 +26,7 @@ from lm_pangualpha import SPEC
 
 COLUMNS = ("input_ids", "labels", "attention_mask")
 CHOICES, RUN = 4, "pangualpha_2_6b_prompt_txtcls"
-REAL = {"hidden_size": 16, "num_layers": 2, "num_heads": 2}
+REAL = {"vocab_size": 40000, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
 SMALL = {**REAL, "vocab_size": 61, "num_heads": 4, "seq_length": 16, "eos_token_id": 1}
 FIRST = 40
 """Of the published file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -174,7 +173,12 @@ def _is_key(name: str) -> bool:
 
 
 def resolve_run(
-    spec: ModelFamily, args: Namespace, overrides: Sequence[str] = (), *, started: bool = True
+    spec: ModelFamily,
+    args: Namespace,
+    overrides: Sequence[str] = (),
+    *,
+    started: bool = True,
+    kept: Sequence[str] = (),
 ) -> RunConfig:
     """The run that a command line asks for.
 
@@ -183,6 +187,8 @@ def resolve_run(
         args: parsed flags of `add_run_arguments`.
         overrides: "key.sub=value" texts.
         started: False for a run that is looked at, with any number of processes.
+        kept: sections that are those of the run that made the checkpoint, where no --config says
+            otherwise.
 
     Raises:
         ConfigError: every problem found, one line each.
@@ -190,7 +196,7 @@ def resolve_run(
     from lm_core.config import checks
     from lm_core.config.load import resolve
 
-    run = resolve(_layers(spec, args, overrides), spec)
+    run = resolve(_layers(spec, args, overrides, kept), spec)
     if started:
         checks.check_world(run, world_size())
     return run
@@ -201,14 +207,19 @@ def _looks_like_a_path(name: str) -> bool:
     return not Path(name).exists() and (name.count("/") != 1 or name[0] in "./~")
 
 
-def _layers(spec: ModelFamily, args: Namespace, overrides: Sequence[str]) -> Layers:
+def _layers(
+    spec: ModelFamily, args: Namespace, overrides: Sequence[str], kept: Sequence[str]
+) -> Layers:
+    from lm_core.config import of_checkpoint
     from lm_core.config.layers import Layers, read_layers
 
     prompts, texts = _prompts(getattr(args, "predict_data", None))
     changes = _changes(args, prompts, [*texts, *overrides])
     if args.config:
         return read_layers(_source(spec, args.config), changes, [spec.configs])
-    layers = _from_checkpoint(spec, args.load_checkpoint) if args.load_checkpoint else None
+    layers = None
+    if args.load_checkpoint:
+        layers = of_checkpoint.layers(spec, args.load_checkpoint, kept)
     if layers is None:
         given = f"; {args.load_checkpoint} holds no config.json" if args.load_checkpoint else ""
         if args.load_checkpoint and _looks_like_a_path(args.load_checkpoint):
@@ -257,74 +268,6 @@ def _prompts(data: list[str] | None) -> tuple[list[str] | None, list[str]]:
         if match and match[1] in RunConfig.model_fields:
             changes.append(text)
     return [text for text in data if text not in changes], changes
-
-
-def _from_checkpoint(spec: ModelFamily, checkpoint: str) -> Layers | None:
-    """The run of a directory that says what model it holds; None where it does not."""
-    from lm_core.config.layers import read_layers
-
-    found = peek(checkpoint)
-    if found is None:
-        fields = _without_config_json(spec, checkpoint)
-        return None if fields is None else read_layers({"model": {"model_config": fields}})
-    label = str(Path(checkpoint) / "config.json")
-    owner = found.pop("lm_model", None)
-    found.pop("lm_layout", None)
-    if owner not in (None, spec.name):
-        raise ConfigError(
-            f"{label}: lm_model: holds a model of lm-{owner}, not lm-{spec.name}; "
-            f"use `lm VERB {owner}`"
-        )
-    if owner is None:
-        types = getattr(spec, "hf_types", ())
-        if found.get("model_type") not in types:
-            raise ConfigError(
-                f"{label}: model_type: is {found.get('model_type')!r}; "
-                f"lm-{spec.name} loads {', '.join(types)}; use the package of that model"
-            )
-        found = spec.config_class.from_hf(found).explicit()  # type: ignore[attr-defined]
-        found.pop("parallel_config", None)
-    layers = read_layers({"model": {"model_config": found}})
-    layers.label = label
-    layers.origins = dict.fromkeys(layers.origins, label)
-    return layers
-
-
-def _without_config_json(spec: ModelFamily, checkpoint: str) -> dict[str, Any] | None:
-    """`model_config` for a preset, or for a model as its authors publish it; None for others."""
-    if checkpoint in spec.presets:
-        return {"preset": checkpoint}
-    from lm_core.checkpoint import hub
-
-    path = Path(checkpoint).expanduser()
-    if not path.is_dir() or hub.release_in(path) is None:
-        return None
-    fields = hub.resolve(path, spec=spec).config.explicit()  # type: ignore[arg-type]
-    fields.pop("parallel_config", None)
-    return fields
-
-
-def peek(directory: str | Path) -> dict[str, Any] | None:
-    """What `config.json` of a checkpoint directory says; None where there is none.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        # The output of a run: all of its checkpoints are of one model.
-        inner = [p for depth in range(1, 5) for p in Path(directory).glob("*/" * depth + path.name)]
-        inner = [p for p in inner if (p.parent / "manifest.json").is_file()]
-        if not inner:
-            return None
-        path = max(inner, key=lambda found: found.stat().st_mtime)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON ({error}); copy the file again") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: is not a JSON object; copy the file again")
-    return found
 
 
 def world_size() -> int:

@@ -32,6 +32,9 @@ Task = Annotated[
 ]
 
 
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "eod_token_id")
+
+
 class LoraConfig(Section):
     """Adapters of low rank beside linear layers that are frozen: LoRA (Hu et al. 2021)."""
 
@@ -107,6 +110,8 @@ class ModelConfig(Section):
     eos_token_id: NonNegative | list[NonNegative] | None = None
     pad_token_id: NonNegative | None = None
     unk_token_id: NonNegative | None = None
+    eod_token_id: NonNegative | None = None
+    """What `eod_reset` of a data section takes for the end of a document; None: eos_token_id."""
     ignore_token_id: int = -100
 
     do_sample: bool = False
@@ -168,7 +173,7 @@ class ModelConfig(Section):
                 f"num_heads: {self.num_heads} does not divide hidden_size {self.hidden_size}; "
                 f"use one of {', '.join(map(str, divisors))}"
             )
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        for key in _TOKENS:
             value = getattr(self, key)
             for token in value if isinstance(value, list) else [value]:
                 if token is not None and token >= self.vocab_size:

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a position that is not trained."""
+
+
+class Ends(NamedTuple):
+    """How documents end that stand one after the other in records (`eod_reset`)."""
+
+    end: int
+    """The token behind each document."""
+    pad: int | None
+    """What fills records up; None: nothing does."""
+
+
 SEGMENTS = "segment_ids"
 # Records that are filled at a time: more waste less room and mix documents from further apart.
 _OPEN = 64
@@ -88,6 +99,25 @@ def pack(documents: Iterable[Document], length: int) -> Iterator[list[Document]]
             rooms.pop(fullest)
             yield groups.pop(fullest)
     yield from groups
+
+
+def document_numbers(ids: np.ndarray, end: int, pad: int | None) -> np.ndarray:
+    """`segment_ids` [L] of a record in which a token ends each document.
+
+    Args:
+        ids: [L].
+        end: the token; it belongs to the document that it ends.
+        pad: what fills the record up at the end; None: nothing does. Where it is the same token,
+            the first of that run ends the last document.
+    """
+    found = np.zeros(len(ids), np.int32)
+    found[1:] = np.cumsum(ids[:-1] == end)
+    found += 1
+    if pad is not None:
+        real = np.flatnonzero(ids != pad)
+        size = real[-1] + 1 if real.size else 0
+        found[size + int(pad == end and size > 0) :] = 0
+    return found
 
 
 def joined(documents: Sequence[Document], length: int, pad: int) -> Row:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm_core.data.mindrecord import find_records, iterate, open_records
 from lm_core.data.order import shuffled
-from lm_core.data.packing import SEGMENTS
+from lm_core.data.packing import SEGMENTS, Ends, document_numbers
 from lm_core.data.records import Records
 from lm_core.errors import DataError
 
@@ -50,6 +50,7 @@ class RecordDataset(Records):
         path: str | Path,
         columns: Sequence[str] | None = None,
         single: Collection[str] = (),
+        ends: Ends | None = None,
     ) -> None:
         """Opens the files and reads no record.
 
@@ -58,6 +59,8 @@ class RecordDataset(Records):
             columns: names; None: those of COLUMNS that are there. `segment_ids` are read wherever
                 they are: without them the ids of a record mean something else.
             single: columns with one value a record (the class of a text).
+            ends: keep documents that stand in one record apart by the token that ends each:
+                `segment_ids` are made of that, unless the records have them.
 
         Raises:
             DataError: there are no files, no records, or no such column.
@@ -71,10 +74,13 @@ class RecordDataset(Records):
             columns = [name for name in COLUMNS if name in present[0]]
         if SEGMENTS not in columns and any(SEGMENTS in names for names in present):
             columns = (*columns, SEGMENTS)
-        self.columns = tuple(columns)
+        self.columns = stored = tuple(columns)
+        self.ends = None if SEGMENTS in stored else ends
+        if self.ends is not None:
+            self.columns = (*stored, SEGMENTS)
         for file, names in zip(self.files, present, strict=True):
-            missing = [name for name in self.columns if name not in names]
-            if missing or not self.columns:
+            missing = [name for name in stored if name not in names]
+            if missing or not stored:
                 raise DataError(
                     f"{file}: has no column {', '.join(missing or COLUMNS)}; it has "
                     f"{', '.join(sorted(names))}; set dataset input_columns to some of these"
@@ -106,10 +112,15 @@ class RecordDataset(Records):
         """Records by number, in the order asked for, each column a vector of int32 [L]."""
         rows = self.numbers(rows)
         window = min(_WINDOW, len(self))
+        made = self.ends if SEGMENTS in self.columns else None
+        stored = [name for name in self.columns if made is None or name != SEGMENTS]
         for start in range(0, len(rows), window):
             part = rows[start : start + window].tolist()
-            for row in iterate(open_records(self.files, self.columns, part), self.files):
-                yield {name: row[name].astype(np.int32, copy=False) for name in self.columns}
+            for row in iterate(open_records(self.files, stored, part), self.files):
+                found = {name: row[name].astype(np.int32, copy=False) for name in stored}
+                if made is not None:
+                    found[SEGMENTS] = document_numbers(found["input_ids"], *made)
+                yield found
 
     def values(self, column: str) -> np.ndarray:
         """All values of a column with one value a record, [n]; no other column is read."""

@@ -56,6 +56,8 @@ class Preprocessor:
     """Runs in any process, on the `work` of an item."""
     records: Callable[[Iterator[Any], Namespace, Tokenizer, Counts], Iterator[Row]]
     """Rows from the results of `encode`, which come in the order of the items."""
+    vocabularies: tuple[str, ...] = ()
+    """Words that `--tokenizer` may say beside a path: the model's own vocabulary is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,9 @@ _COLUMNS = ("input_ids", "attention_mask", "labels")
 # Characters of an item: 0.05 s of work, so that many processes end at about the same time.
 _ITEM = 1 << 17
 _READ = 1 << 16
-_BEGIN, _END = "begin", "end"
+BEGIN, END = "begin", "end"
+Marked = tuple[str, str]
+"""A piece of a document and no mark, or no text and BEGIN or END."""
 _INVALID = "bytes that are not UTF-8, read as U+FFFD"
 
 
@@ -166,42 +168,53 @@ def read_text(
     files: Sequence[Path], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Item]:
     """Items of pieces of documents, and of marks where one begins or ends."""
-    waiting: list[tuple[str, str]] = []
+    waiting: list[Marked] = []
     characters = 0
     for file in files:
         counts["files"] += 1
         empty = True
         for piece in cut(valid(_parts(file), counts), tokenizer, _ITEM):
-            waiting += [("", _BEGIN), (piece, "")] if empty else [(piece, "")]
+            waiting += [("", BEGIN), (piece, "")] if empty else [(piece, "")]
             characters += len(piece)
             empty = False
             if characters >= _ITEM:
-                yield _text_item(waiting)
+                yield marked_item(waiting)
                 waiting, characters = [], 0
         if empty:
             counts["empty files left out"] += 1
         else:
-            waiting.append(("", _END))
+            waiting.append(("", END))
     if waiting:
-        yield _text_item(waiting)
+        yield marked_item(waiting)
 
 
-def _text_item(waiting: list[tuple[str, str]]) -> Item:
+def marked_item(waiting: list[Marked]) -> Item:
+    """Work of `encode_marked`."""
     return Item(waiting, sum(byte_count(text) for text, _ in waiting))
 
 
-def encode_text(tokenizer: Tokenizer, args: Namespace, work: list[tuple[str, str]]) -> Encoded:
+def encode_text(tokenizer: Tokenizer, args: Namespace, work: Sequence[Marked]) -> Encoded:
     """Encodes pieces of documents; puts the end-of-text token after each document.
 
     Before it come the tokens that the tokenizer has before every text.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
+    if tokenizer.eos_token_id is None:
         raise DataError("tokenizer: has no eos_token to separate documents; name one")
-    marks = {_BEGIN: np.array(tokenizer.prefix_ids, np.int32), _END: np.array([end], np.int32)}
+    return encode_marked(tokenizer, work, tokenizer.eos_token_id)
+
+
+def encode_marked(tokenizer: Tokenizer, work: Sequence[Marked], end: int) -> Encoded:
+    """Encodes pieces of documents.
+
+    Args:
+        tokenizer: encodes; `prefix_ids` stand before each document.
+        work: the pieces, with a mark where a document begins (BEGIN) and ends (END).
+        end: the id after each document.
+    """
+    marks = {BEGIN: np.array(tokenizer.prefix_ids, np.int32), END: np.array([end], np.int32)}
     ids = [marks[mark] if mark else tokenizer.encode_piece(text) for text, mark in work]
     after = np.cumsum([len(piece) for piece in ids])
-    ends = [int(at) for at, (_, mark) in zip(after, work, strict=True) if mark == _END]
+    ends = [int(at) for at, (_, mark) in zip(after, work, strict=True) if mark == END]
     return Encoded(np.concatenate(ids), sum(len(text) for text, _ in work), ends)
 
 

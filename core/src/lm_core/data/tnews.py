@@ -191,7 +191,7 @@ def read_words(file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for record in read_json_records(file, Counts()):
         line = record.value if isinstance(record.value, Mapping) else {}
-        label = str(line.get("label_desc", line.get("label", "")))
+        label = _label(line)
         word = next((str(line[name]) for name in _OWN_WORDS if line.get(name)), WORDS.get(label))
         if not label or word is None:
             raise DataError(
@@ -214,7 +214,9 @@ def _examples(file: Path, names: Mapping[str, str], counts: Counts) -> Iterator[
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return str(row.get("label_desc", row.get("label", "")))
+    """The name of a label, or else its number; "" where a row has neither."""
+    given = (row.get(name) for name in ("label_desc", "label"))
+    return next((str(label) for label in given if label not in (None, "")), "")
 
 
 def _missing(row: Any, names: Mapping[str, str]) -> str:

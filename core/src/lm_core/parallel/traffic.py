@@ -7,7 +7,8 @@ It follows the layers of lm_core.nn and what the training step does (T = B * S t
   forward pass once more where it is computed again (`recompute`, and every pipeline stage but the
   last). A split table adds a sum of [T, H] behind the look-up; split logits one for the gradient of
   the head's input, and three in the cross entropy: [T], [T, 1] and, for the maximum, [T, ranks].
-  Gradients of what nothing trained lies before are not computed, nor summed. Once in a step the
+  Gradients of what nothing trained lies before are not computed, nor summed; a last block with
+  queries of its own adds that of their table's rows, [T, H]. Once in a step the
   gradients of those factors of adapters are summed that every rank has whole.
 - "kv", once in a step: the gradients of heads of keys and values of which there are fewer than
   ranks, among the ranks with the same head.
@@ -87,11 +88,19 @@ def step(
 
 
 _END = (1 << 30, 0)
-_PARTS = {"attention_norm": 0, "attention": 1, "mlp_norm": 2, "mlp": 3}
+_PARTS = {"norm": 0, "attention_norm": 0, "attention": 1, "mlp_norm": 2, "mlp": 3}
+_QUERIES = "query_embedding.weight"
 
 
-def _place(name: str) -> tuple[int, int]:
-    """Where a parameter is used, from the tables (-1, 0) by block and part of it to the end."""
+def _place(name: str, last: int) -> tuple[int, int]:
+    """Where a parameter is used, from the tables (-1, 0) by block and part of it to the end.
+
+    Args:
+        name: of the parameter.
+        last: number of the last block, the one that may have queries of its own.
+    """
+    if name == _QUERIES:
+        return last, _PARTS["attention"]
     words = name.split(".")
     if words[0] == "layers":
         return int(words[1]), _PARTS[words[2]]
@@ -117,6 +126,7 @@ class _Stage:
         hidden = self.width * self.tokens * self.part.config.hidden_size
         wide = len(self.part.layers(self.number)) * 2 * self.passes_of_blocks + self._backward()
         calls, size = 0, 0
+        wide += _QUERIES in self.trained
         if self.number == 0 and self.part.cut(TABLE).dim is not None:
             wide += self.passes
         if self.part.has_head(self.number) and self._splits_logits:
@@ -142,7 +152,8 @@ class _Stage:
         layers = self.part.layers(self.number)
         if self.number > 0:
             return 2 * len(layers)
-        first = min(map(_place, self.trained), default=_END)
+        last = self.part.config.num_layers - 1
+        first = min((_place(name, last) for name in self.trained), default=_END)
         return sum(first < (layer, branch) for layer in layers for branch in (1, 3))
 
     @property

@@ -34,7 +34,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     'total_num': ...}}`.
     Of answers: `ADGENMetric: {'rouge-1': ..., 'rouge-2': ..., 'rouge-l': ..., 'bleu-4': ...}`.
     """
-    settings = resolve_run(spec, args, overrides)
+    settings = resolve_run(spec, args, overrides, kept=("eval_dataset", "metric"))
     if args.num_samples is not None:
         loaders = settings.train_dataset.data_loader, settings.eval_dataset.data_loader
         loaders[1].num_samples = loaders[0].num_samples

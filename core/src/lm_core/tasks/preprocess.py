@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +38,12 @@ _BYTES_PER_PROCESS = 4 << 20
 
 
 def spelling(words: Sequence[str]) -> list[str]:
-    """`--dataset_type D ...`, as the scripts of model cards say it, as `D ...`."""
+    """`--dataset_type D ...`, as the scripts of model cards say it, as `D ...`.
+
+    Behind the name of a data set the flag is one of that data set.
+    """
+    if words and not words[0].startswith("-"):
+        return list(words)
     flag = ArgumentParser(add_help=False, allow_abbrev=False)
     flag.add_argument("--dataset_type")
     found, rest = flag.parse_known_args(list(words))
@@ -59,7 +64,7 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
         )
         _add_input_arguments(command, data)
         if isinstance(data, Preprocessor):
-            _add_record_arguments(command, spec)
+            _add_record_arguments(command, spec, data)
             data.add_arguments(command)
 
 
@@ -81,7 +86,7 @@ def _add_input_arguments(command: ArgumentParser, data: Preprocessor | Converter
     )
 
 
-def _add_record_arguments(command: ArgumentParser, spec: ModelSpec) -> None:
+def _add_record_arguments(command: ArgumentParser, spec: ModelSpec, data: Preprocessor) -> None:
     command.add_argument(
         *("--num_splits", "--file_partition"),
         type=int,
@@ -91,6 +96,8 @@ def _add_record_arguments(command: ArgumentParser, spec: ModelSpec) -> None:
     )
     command.add_argument(
         *("--tokenizer", "--model_file"),
+        type=lambda word: None if word in data.vocabularies else word,
+        action=_Named,
         metavar="PATH",
         help="folder of the vocabulary, or its file there (vocab.json, tokenizer.model)",
     )
@@ -106,6 +113,16 @@ def _add_record_arguments(command: ArgumentParser, spec: ModelSpec) -> None:
         metavar="N",
         help="processes that encode (default: up to one per core, by the size of the input)",
     )
+
+
+class _Named(Action):
+    """Stores a path; a word that means the model's own vocabulary leaves what is there."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if values is not None:
+            setattr(namespace, self.dest, values)
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: Sequence[str] = ()) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lm_core.data.packing import Ends
 from lm_core.data.pipeline import RecordDataset
 from lm_core.data.records import Records
 from lm_core.errors import ConfigError, DataError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lm_core.train.step import MicroBatch
 
 _LABELS = ("labels",)
+_LOOK = 64
+"""Records in which the end of a document is looked for."""
 _CLASS_COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
@@ -43,7 +46,27 @@ class NextToken:
 
     def open(self, section: DatasetConfig) -> RecordDataset:
         """The records of a data set. Raises DataError if they cannot be read."""
-        return RecordDataset(section.data_loader.dataset_dir, section.input_columns)
+        found = RecordDataset(
+            section.data_loader.dataset_dir, section.input_columns, ends=self._ends(section)
+        )
+        if found.ends is not None:
+            _look_for_ends(found, found.ends.end)
+        return found
+
+    def _ends(self, section: DatasetConfig) -> Ends | None:
+        """How the documents of records are kept apart, if they are to be."""
+        if not section.eod_reset:
+            return None
+        config = self.config
+        own = [section.eod_token_id, config.eod_token_id, *config.eos_token_ids]
+        end = next((token for token in own if token is not None), None)
+        if end is None or end >= config.vocab_size:
+            what = "is not set" if end is None else f"is {end}"
+            raise ConfigError(
+                f"eod_token_id: {what} and eod_reset is True; must be the token that ends "
+                f"documents, below vocab_size {config.vocab_size}; set it in the data section"
+            )
+        return Ends(end, config.pad_token_id)
 
     def check(self, records: Records, training: bool) -> None:
         """Raises DataError if records do not fit the model."""
@@ -140,7 +163,7 @@ class TextClass:
 class PromptChoice(NextToken):
     """A language model is asked which of several prompts makes a text most likely; see data.tnews.
 
-    Nothing is trained that way.
+    Nothing is trained that way. `eod_reset` means nothing here: no row holds two documents.
     """
 
     metric, unit = "PromptAccMetric", "records"
@@ -254,6 +277,16 @@ def _check_scored(
             f"that are scored, one or more of each text, and else 0; write the records with "
             f"`preprocess tnews`"
         )
+
+
+def _look_for_ends(records: RecordDataset, end: int) -> None:
+    """Warns where `eod_reset` would change nothing: records written with another token."""
+    some = min(_LOOK, len(records))
+    if not any((row["input_ids"] == end).any() for row in records.stream(range(some))):
+        get_logger(__name__).warning(
+            "%s: eod_reset is True, but the first %d records do not hold the token %d that ends "
+            "documents; is eod_token_id right?", records.path, some, end,
+        )  # fmt: skip
 
 
 def _check_masks(records: Records, columns: Mapping[str, np.ndarray], rows: np.ndarray) -> None:

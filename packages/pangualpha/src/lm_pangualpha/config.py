@@ -64,16 +64,6 @@ class PanguAlphaConfig(LearnedPositionsConfig):
     pad_token_id: NonNegative | None = 6
     unk_token_id: NonNegative | None = 0
     eod_token_id: NonNegative | None = 6
-    """What `eod_reset` of a data set takes for the end of a document unless it says itself."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.eod_token_id is not None and self.eod_token_id >= self.vocab_size:
-            found.append(
-                f"eod_token_id: {self.eod_token_id} is outside the vocabulary of "
-                f"{self.vocab_size}; use a token id from 0 to {self.vocab_size - 1}"
-            )
-        return found
 
     @property
     def ffn_size(self) -> int:
@@ -153,6 +143,6 @@ def _preset(hidden_size: int, num_layers: int, num_heads: int, **fields: Any) ->
 PRESETS: dict[str, PanguAlphaConfig] = {
     "pangualpha_2_6b": _preset(2560, 32, 32),
     "pangualpha_13b": _preset(5120, 40, 40),
-    "pangualpha_tiny": _preset(64, 3, 4, seq_length=128),
+    "pangualpha_tiny": _preset(64, 3, 4, vocab_size=4000, seq_length=128),
 }
 """By the names of the model card."""

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from lm_core.data.preprocess import Converter, Preprocessor
+from lm_core.data.pretrain import PRETRAIN
 from lm_core.data.text import TEXT
 from lm_core.data.tnews import TNEWS
 
-PREPROCESSORS: dict[str, Preprocessor | Converter] = {"text": TEXT, "tnews": TNEWS}
+PREPROCESSORS: dict[str, Preprocessor | Converter] = {
+    "pretrain": PRETRAIN,
+    "text": TEXT,
+    "tnews": TNEWS,
+}
