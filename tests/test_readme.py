@@ -311,6 +311,86 @@ def test_the_model_card_of_baichuan2(folder):
     run_all(ROOT / "packages/baichuan2/README.md", folder, SMALLER_BAICHUAN2)
 
 
+SMALLER_PANGUALPHA = [
+    (
+        r"(--config |base: )(pangualpha_(?:2_6b|13b)(?:_prompt_txtcls|_em_f1)?)(?=\s)",
+        r"\1tiny_\2.yaml",
+    ),
+    (r'model="(pangualpha_2_6b)",\n', r'args="tiny_\1.yaml",\n'),  # the run of a Trainer
+    (r'(AutoConfig.from_pretrained\(")pangualpha_2_6b', r"\1pangu_2_6B"),
+    (r"--config_path_or_name pangualpha_13b", "--config_path_or_name run.yaml"),
+    (r"vocab_size=4000", "vocab_size=300"),
+    (r"--num_samples 1000", "--num_samples 5"),
+    (r"--seq_length 1025", "--seq_length 257"),
+    (r"max_length=(100|50|64)", "max_length=140"),  # this vocabulary knows no Chinese
+    (r"(max_new_tokens[ =])(16|24|50)", r"\g<1>4"),
+    (r"parallel_config\.model_parallel=8", "parallel_config.model_parallel=4"),
+]
+
+
+def write_pangualpha(folder: Path) -> None:
+    """Tiny models as they are published, and the card's runs in their sizes."""
+    import official
+
+    from lm_pangualpha import SPEC
+    from lm_pangualpha.tokenizer import PanguAlphaTokenizer
+
+    symbols = ["\u2583", "\u2582", "<sep>", "<pad>", "<mask>", "<eod>", "<eot>"]
+    tokenizer = PanguAlphaTokenizer(tiny.sentencepiece_model(user_defined_symbols=symbols))
+    sizes = {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "seq_length": 256}
+    sizes |= {"vocab_size": tokenizer.vocab_size, "ffn_hidden_size": 64}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad")}
+    tiny.write_hf(tiny.model(SPEC, **sizes, **tokens), SPEC, folder / "pangu_2_6B")
+    tokenizer.save_pretrained(folder / "pangu_2_6B")
+    for name in SPEC.run_names():
+        config = {"preset": "pangualpha_2_6b", **sizes, **tokens, "max_decode_length": 256}
+        run = {"base": name, "model": {"model_config": config}}
+        run["runner_config"] = {"max_steps": 2, "batch_size": 2}
+        ends = {"eod_token_id": tokens["eos_token_id"]}
+        run |= {"train_dataset": ends, "eval_dataset": dict(ends)}
+        (folder / f"tiny_{name}.yaml").write_text(yaml.safe_dump(run))
+    official.write_release(folder / "release", official.whole_tensors())
+    for ours, theirs in (
+        ("parts", "512ckpt"), ("npy", "embedding_dir"), ("run.yaml", "run.yaml"),
+        ("pangu_alpha_ckpt_strategy.ckpt", "pangu_alpha_13B_ckpt_strategy.ckpt"),
+    ):  # fmt: skip
+        (folder / "release" / ours).rename(folder / theirs)
+
+
+def write_data_of_pangualpha(folder: Path) -> None:
+    """Headlines, texts, and questions about texts."""
+    for name in ("data", "tnews", "cmrc2018"):
+        (folder / name).mkdir()
+    (folder / "data" / "a.txt").write_text("\n\n".join(tiny.text(60).splitlines()))
+    subjects = ("story", "culture", "sports", "house", "car")
+    lines = [
+        {
+            "label": str(100 + at),
+            "label_desc": f"news_{subject}",
+            "sentence": f"今天的新闻{n}很好看",
+        }
+        for at, subject in enumerate(subjects)
+        for n in range(12)
+    ]
+    for name, rows in (("train", lines), ("dev", lines[::4]), ("labels", lines[::12])):
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        (folder / "tnews" / f"{name}.json").write_text(text, encoding="utf-8")
+    for name in ("train", "dev"):
+        asked = [
+            {"id": "Q", "question": "谁来了？", "answers": [{"text": "小王", "answer_start": 0}]}
+        ]
+        article = {"title": "t", "id": "A", "paragraphs": [{"context": "小王来了。", "qas": asked}]}
+        text = json.dumps({"version": "v1.0", "data": [article]}, ensure_ascii=False)
+        (folder / "cmrc2018" / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_model_card_of_pangualpha(folder):
+    write_pangualpha(folder)
+    write_data_of_pangualpha(folder)
+    run_all(ROOT / "packages/pangualpha/README.md", folder, SMALLER_PANGUALPHA)
+
+
 def test_core(folder):
     run_all(ROOT / "core/README.md", folder)
 

@@ -15,6 +15,7 @@ from typing import Any
 import blocks
 import conversion
 import numpy as np
+import preparing
 import probe
 import several
 from driver import ContenderError, Worker, environment
@@ -313,6 +314,12 @@ class Bench:
             self.versions["lm"] = worker.ask("version")
         found = conversion.measured(self.scratch, preset, layers, layout, self.rounds)
         return {"values": found}
+
+    def preparation(self, dataset: str) -> Result:
+        """Tokens per second from raw files to records, by data set."""
+        with Worker("lm") as worker:
+            self.versions["lm"] = worker.ask("version")
+        return {"values": self.in_turn(preparing.turns(self.scratch / f"raw-{dataset}", dataset))}
 
     def several(self, degrees: dict[str, int]) -> Result:
         """Seconds of a training step of several processes, and of one with the same batch."""

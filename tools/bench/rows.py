@@ -57,6 +57,12 @@ def _converted(layout: str) -> Row:
     )  # fmt: skip
 
 
+def _prepared(dataset: str, what: str) -> Row:
+    """Real files to records of PanGu-alpha, with one process and with two."""
+    arguments = {"dataset": dataset}
+    return Row(f"preprocess {dataset}, {what}", "tokens/s", "preparation", arguments)
+
+
 _GPT2 = {"model": "gpt2", "batch": 4, "length": 256}
 _LLAMA = {"model": "llama", "batch": 2, "length": 256}
 
@@ -120,6 +126,9 @@ ROWS = {
         "text to records on one process, against our training", "tokens/s", "preprocessing", _GPT2,
         targets=(("lm, training", 20.0),),
     ),
+    "prepare_pretrain": _prepared("pretrain", "headlines of TNEWS in 8 files"),
+    "prepare_tnews": _prepared("tnews", "the training file"),
+    "prepare_cmrc2018": _prepared("cmrc2018", "the dev file"),
     "plan_gpt2": _planned("124M, 4 x 256", 4, preset="gpt2", seq_length=256),
     "plan_deep": _planned(
         "24 layers of 128, 8 x 128", 8, preset="gpt2_tiny", vocab_size=8192,

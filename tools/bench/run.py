@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import preparing
 import report
 from bench import Bench
 from driver import ContenderError
@@ -26,7 +27,8 @@ CONTENDERS = ("lm", "transformers", "llama.cpp")
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints the table, and stores it in results.json and RESULTS.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
+    here = [name for name, row in ROWS.items() if row.measure != "preparation" or preparing.here()]
+    parser.add_argument("--rows", default=",".join(here), help="default: %(default)s")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="two rounds; nothing is stored")

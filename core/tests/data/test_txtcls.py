@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from outside import DATA
 
-from lm_core.data import txtcls as module
 from lm_core.data.txtcls import COLUMNS, TXTCLS, dataset_name
 from lm_core.errors import DataError
 
@@ -124,7 +123,7 @@ def test_what_is_too_long_keeps_its_beginning(convert, tokenizer):
 def test_items_do_not_change_the_rows(convert, monkeypatch, item):
     content = "".join(f"the cook {k}\t{k % 2}\n" for k in range(20))
     whole = convert("sst_2", content)
-    monkeypatch.setattr(module, "_ITEM", item)
+    monkeypatch.setattr("lm_core.data.preprocess._ITEM", item)
     parts = convert("sst_2", content)
     assert parts[0] == whole[0] and parts[2] == whole[2]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lm_core.metrics.adgen import NAMES, AnswerScores, score
+from lm_core.metrics.adgen import NAMES, score
 from lm_core.metrics.bleu import bleu
+from lm_core.metrics.means import Means
 from lm_core.metrics.rouge import rouge_l, rouge_n
 from lm_core.metrics.words import cut
 
@@ -56,20 +57,20 @@ def test_equal_texts_and_texts_without_anything_in_common():
 
 
 def test_every_text_counts_once_and_an_empty_one_is_0():
-    scores = AnswerScores()
+    scores = Means(NAMES)
     for number, (prediction, reference) in enumerate([("好的呀啊", "好的呀啊"), (" \n", "好")]):
-        scores.update(number, prediction, reference)
+        scores.update(number, score(prediction, reference))
     alone = score("好的呀啊", "好的呀啊")
     assert scores.result() == {name: alone[name] / 2 for name in NAMES}
-    scores.update(1, "好的呀啊", "好的呀啊")
+    scores.update(1, alone)
     assert scores.result() == alone
 
 
 def test_means_do_not_depend_on_the_order():
-    rows = [(n, v["prediction"], v["reference"]) for n, v in enumerate(VECTORS)]
+    rows = [(n, score(v["prediction"], v["reference"])) for n, v in enumerate(VECTORS)]
     found = []
     for seed in range(3):
-        scores = AnswerScores()
+        scores = Means(NAMES)
         for row in random.Random(seed).sample(rows, len(rows)):
             scores.update(*row)
         found.append(scores.result())

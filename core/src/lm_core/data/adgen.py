@@ -18,7 +18,7 @@ from lm_core.data import answers
 from lm_core.data.answers import Lengths, Pair
 from lm_core.data.jsonfile import leave_out, read_json_records
 from lm_core.data.packing import IGNORED, Document
-from lm_core.data.preprocess import Counts, Item, Preprocessor, reasons
+from lm_core.data.preprocess import Counts, Item, Preprocessor, gathered, reasons
 from lm_core.data.records import Records
 from lm_core.errors import DataError
 from lm_core.log import get_logger
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 COLUMNS = ("input_ids", "labels")
 ORIGIN = ("content", "summary")
 """What ADGEN calls a question and its answer."""
-# Characters of an item: 0.05 s of work, so that many processes end at about the same time.
-_ITEM = 1 << 17
 
 
 def find_file(place: str | Path, name: str, key: str) -> Path:
@@ -224,18 +222,11 @@ def read(
 ) -> Iterator[Item]:
     """Items of pairs."""
     answers.check_tokenizer(tokenizer, _lengths(args))
-    waiting: list[Pair] = []
-    characters = size = 0
-    for file in files:
-        for pair, length in read_pairs(file, args.origin_columns, counts):
-            waiting.append(pair)
-            characters += len(pair.content) + len(pair.answer)
-            size += length
-            if characters >= _ITEM:
-                yield Item(waiting, size)
-                waiting, characters, size = [], 0, 0
-    if waiting:
-        yield Item(waiting, size)
+    return gathered(
+        (pair, len(pair.content) + len(pair.answer), size)
+        for file in files
+        for pair, size in read_pairs(file, args.origin_columns, counts)
+    )
 
 
 def encode(tokenizer: Tokenizer, args: Namespace, work: Sequence[Pair]) -> list[Document]:

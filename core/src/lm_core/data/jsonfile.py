@@ -1,4 +1,4 @@
-"""Records of JSON files: one array of objects, or an object a line."""
+"""JSON files: records (one array of objects, or an object a line), or one value."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lm_core.errors import DataError
 from lm_core.log import get_logger
 
 log = get_logger(__name__)
+_RECORDS = "one array of objects, or an object a line"
 
 
 class JsonRecord(NamedTuple):
@@ -54,6 +55,20 @@ def read_json_records(file: Path, counts: Counts, broken: str = "") -> Iterator[
             yield JsonRecord(value, where, byte_count(line))
 
 
+def read_json_value(file: Path, counts: Counts) -> Any:
+    """The one value that a file is.
+
+    Args:
+        file: UTF-8.
+        counts: gets the bytes that are not.
+
+    Raises:
+        DataError: the file cannot be read, or is no JSON.
+    """
+    with open_text(file) as handle:
+        return _parsed(file, "".join(valid(handle, counts)), "one JSON value")
+
+
 def leave_out(where: str, reason: str, counts: Counts) -> None:
     """Counts a record that is left out; the first for each reason is named in the log."""
     if not counts[reason]:
@@ -62,18 +77,20 @@ def leave_out(where: str, reason: str, counts: Counts) -> None:
 
 
 def _array(file: Path, text: str) -> Iterator[JsonRecord]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _broken(f"{file} line {getattr(error, 'lineno', 1)}", error) from error
+    values = _parsed(file, text, _RECORDS)
     size = byte_count(text) // max(len(values), 1)
     for number, value in enumerate(values, 1):
         yield JsonRecord(value, f"{file} record {number}", size)
 
 
-def _broken(where: str, error: Exception) -> DataError:
+def _parsed(file: Path, text: str, wanted: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f"{file} line {getattr(error, 'lineno', 1)}"
+        raise _broken(where, error, wanted) from error
+
+
+def _broken(where: str, error: Exception, wanted: str = _RECORDS) -> DataError:
     reason = getattr(error, "msg", str(error))
-    return DataError(
-        f"{where}: is no JSON ({reason}); the file must be one array of objects, or an object a "
-        f"line; mend it"
-    )
+    return DataError(f"{where}: is no JSON ({reason}); the file must be {wanted}; mend it")

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 Counts = Counter[str]
 """What was read, written and left out, by the words in which it is reported."""
+INPUTS = ("--input_file", "--input_glob", "--data_path")
+"""Flags that name the input; they mean the same."""
+# Characters of an item: 0.05 s of work, so that many processes end at about the same time.
+_ITEM = 1 << 17
 
 
 class Item(NamedTuple):
@@ -56,6 +60,8 @@ class Preprocessor:
     """Runs in any process, on the `work` of an item."""
     records: Callable[[Iterator[Any], Namespace, Tokenizer, Counts], Iterator[Row]]
     """Rows from the results of `encode`, which come in the order of the items."""
+    inputs: tuple[str, ...] = INPUTS
+    """Flags that name the input."""
     vocabularies: tuple[str, ...] = ()
     """Words that `--tokenizer` may say beside a path: the model's own vocabulary is meant."""
 
@@ -70,38 +76,64 @@ class Converter:
     """Names of files that are taken from a folder end in one of these."""
     convert: Callable[[Sequence[Path], Counts], Iterator[Item]]
     """Members of the file; an item whose work is None is only progress."""
+    inputs: tuple[str, ...] = INPUTS
+    """Flags that name the input."""
 
 
-def find_inputs(paths: Sequence[str | Path], suffixes: tuple[str, ...]) -> list[Path]:
+def find_inputs(
+    paths: Sequence[str | Path], suffixes: tuple[str, ...], flag: str = INPUTS[0]
+) -> list[Path]:
     """Files, and the files with these suffixes below folders, each folder's sorted by name.
 
     A path that does not exist is a pattern (`*`, `?`, `[...]`, `**`) of files, sorted by name.
+    `flag` gave the paths.
 
     Raises:
         DataError: a path does not exist, a pattern matches no file, or a folder holds no such.
     """
     found: list[Path] = []
+    key = flag.removeprefix("--")
     for path in map(Path, paths):
         if path.is_dir():
             inside = [file for file in path.rglob("*") if file.name.endswith(suffixes)]
             inside = [file for file in inside if file.is_file()]
             if not inside:
-                raise DataError(f"input_file: {path} holds no file ending in {', '.join(suffixes)}")
+                raise DataError(f"{key}: {path} holds no file ending in {', '.join(suffixes)}")
             found += sorted(inside)
         elif path.is_file():
             found.append(path)
         elif has_magic(str(path)):
-            found += _matches(str(path))
+            found += _matches(str(path), key)
         else:
-            raise DataError(f"input_file: {path} does not exist; name a text file or a folder")
+            raise DataError(f"{key}: {path} does not exist; name a text file or a folder")
     return found
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, key: str) -> list[Path]:
     files = [file for file in map(Path, sorted(glob(pattern, recursive=True))) if file.is_file()]
     if not files:
-        raise DataError(f"input_file: {pattern} matches no file; name files that are there")
+        raise DataError(f"{key}: {pattern} matches no file; name files that are there")
     return files
+
+
+def gathered(pieces: Iterable[tuple[Any, int, int]], most: int | None = None) -> Iterator[Item]:
+    """Items of many small pieces.
+
+    Args:
+        pieces: each as a work of its own, its characters and its bytes.
+        most: characters of an item; None: as many as are 0.05 s of work for most tokenizers.
+    """
+    waiting: list[Any] = []
+    characters = size = 0
+    for piece, length, part in pieces:
+        waiting.append(piece)
+        characters += length
+        size += part
+        if characters >= (most or _ITEM):
+            yield Item(waiting, size)
+            waiting, characters, size = [], 0, 0
+    if waiting:
+        yield Item(waiting, size)
 
 
 def reasons(counts: Counts) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lm_core.config.flags import str2bool
-from lm_core.data.preprocess import Counts, Item, Preprocessor
+from lm_core.data.preprocess import Counts, Item, Preprocessor, gathered
 from lm_core.data.tables import TableRow, read_table
 from lm_core.errors import DataError
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from lm_core.tokenizer.base import Tokenizer
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
-# Characters of an item: 0.05 s of work, so that many processes end at about the same time.
-_ITEM = 1 << 17
 _LABEL_WORDS = ("label", "labels", "class", "class_index", "sentiment")
 _TEXT_WORDS = ("sentence", "text", "review")
 _TITLE_WORDS = ("title", "description")
@@ -141,19 +139,16 @@ def read(
     data = DATASETS[args.dataset_name]
     for number, name in enumerate(data.classes):
         counts[_class_count(number, name)] = 0
-    waiting: list[tuple[str, int]] = []
-    characters = size = 0
-    for file in files:
-        for text, label, length in _examples(file, data, args, counts):
-            counts[_class_count(label, data.classes[label])] += 1
-            waiting.append((text, label))
-            characters += len(text)
-            size += length
-            if characters >= _ITEM:
-                yield Item(waiting, size)
-                waiting, characters, size = [], 0, 0
-    if waiting:
-        yield Item(waiting, size)
+    examples = (one for file in files for one in _examples(file, data, args, counts))
+    return gathered(_counted(examples, data, counts))
+
+
+def _counted(
+    examples: Iterable[tuple[str, int, int]], data: LabelledTexts, counts: Counts
+) -> Iterator[tuple[tuple[str, int], int, int]]:
+    for text, label, size in examples:
+        counts[_class_count(label, data.classes[label])] += 1
+        yield (text, label), len(text), size
 
 
 def _class_count(number: int, name: str) -> str:

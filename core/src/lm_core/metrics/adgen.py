@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from lm_core.metrics.bleu import bleu
 from lm_core.metrics.rouge import rouge_l, rouge_n, words
 from lm_core.metrics.words import cut
@@ -26,22 +24,3 @@ def score(prediction: str, reference: str) -> dict[str, float]:
         bleu(prediction, reference),
     )
     return {name: round(value * 100, 4) for name, value in zip(NAMES, values, strict=True)}
-
-
-class AnswerScores:
-    """Means over texts; every text counts, also one of which nothing was written.
-
-    (MindFormers leaves those out of the mean.)
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, Mapping[str, float]] = {}
-
-    def update(self, number: int, prediction: str, reference: str) -> None:
-        """Adds the text of a number; a second one of that number replaces it."""
-        self._found[number] = score(prediction, reference)
-
-    def result(self) -> dict[str, float]:
-        """The means, which do not depend on the order in which texts came."""
-        rows = [self._found[number] for number in sorted(self._found)]
-        return {name: sum(row[name] for row in rows) / max(len(rows), 1) for name in NAMES}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lm_core.spec import ModelSpec
     from lm_core.tokenizer.base import Tokenizer
 
-ADGEN = "ADGENMetric"
+ADGEN, EM_F1 = "ADGENMetric", "EmF1Metric"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,7 +32,8 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
 
     Of prompts: `PromptAccMetric: {'PromptAccMetric': {'accuracy': ..., 'total_acc_num': ...,
     'total_num': ...}}`.
-    Of answers: `ADGENMetric: {'rouge-1': ..., 'rouge-2': ..., 'rouge-l': ..., 'bleu-4': ...}`.
+    Of answers: `ADGENMetric: {'rouge-1': ..., 'rouge-2': ..., 'rouge-l': ..., 'bleu-4': ...}`, or
+    `EmF1Metric: {'Em': ..., 'F1': ..., 'total_count': ...}`.
     """
     settings = resolve_run(spec, args, overrides, kept=("eval_dataset", "metric"))
     if args.num_samples is not None:
@@ -43,7 +44,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     trainer = Trainer(settings, tokenizer=args.tokenizer)
     result = trainer.evaluate()
     for name, scores in result.items() if trainer.says else ():
-        print(f"{name}: {scores if name == ADGEN else {name: scores}}")
+        print(f"{name}: {scores if name in (ADGEN, EM_F1) else {name: scores}}")
     return 0
 
 
@@ -64,19 +65,27 @@ def measure(
     Raises:
         LmError: all that is known to be wrong before anything is loaded.
     """
-    from lm_core.tasks import adgen
+    from lm_core.tasks import adgen, cmrc2018
     from lm_core.train import answers, session
 
     kinds = {metric.type for metric in run.metric}
     if "adgen" in kinds:
         adgen.check(run)
+    if "em_f1" in kinds:
+        cmrc2018.check(run)
     run = answers.with_room(run)
-    found, records = all_of(weights, lambda: session.open_records(run, "eval_dataset", tokenizer))
+    found, records, encoder = all_of(
+        weights,
+        lambda: session.open_records(run, "eval_dataset", tokenizer),
+        lambda: tokenizer() if "em_f1" in kinds else None,
+    )
     model, scores = load(found), {}
     with _room(model, run.model.config.seq_length):
         if "adgen" in kinds:
             scores[ADGEN] = adgen.evaluate(run, model, records)
-        if kinds - {"adgen"}:
+        if "em_f1" in kinds:
+            scores[EM_F1] = cmrc2018.evaluate(run, model, records, encoder)
+        if kinds - {"adgen", "em_f1"}:
             scores[session.metric_name(run)] = session.evaluator(run, model, records)()
     return scores
 

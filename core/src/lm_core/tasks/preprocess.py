@@ -72,7 +72,8 @@ def _add_input_arguments(command: ArgumentParser, data: Preprocessor | Converter
     endings = ", ".join(data.suffixes)
     form = "NAME.mindrecord" if isinstance(data, Preprocessor) else "NAME.json"
     command.add_argument(
-        *("--input_file", "--input_glob", "--data_path"),
+        *data.inputs,
+        dest="input_file",
         nargs="+",
         required=True,
         metavar="PATH",
@@ -142,7 +143,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: Sequence[str] = ()) -> int:
 
 def _convert(data: Converter, args: Namespace) -> list[str]:
     """Writes a JSON array. Returns the report."""
-    files = find_inputs(args.input_file, data.suffixes)
+    files = find_inputs(args.input_file, data.suffixes, data.inputs[0])
     output = Path(args.output_file)
     if any(output.exists() and output.samefile(file) for file in files):
         raise DataError(f"output_file: {output} is the input too; name another file")
@@ -168,7 +169,7 @@ def _convert(data: Converter, args: Namespace) -> list[str]:
 def _preprocess(spec: ModelSpec, preprocessor: Preprocessor, args: Namespace) -> list[str]:
     """Writes records. Returns the report."""
     columns = preprocessor.columns(args)
-    files = find_inputs(args.input_file, preprocessor.suffixes)
+    files = find_inputs(args.input_file, preprocessor.suffixes, preprocessor.inputs[0])
     size = sum(file.stat().st_size for file in files)
     processes = _processes(args.num_process, size)
     tokenizer = _tokenizer(spec, args)

@@ -185,7 +185,13 @@ def build(
         ConfigError, DataError, CheckpointError: something does not fit.
     """
     task = objective(model.config)
-    if evaluation is not None and any(metric.type == "adgen" for metric in run.metric):
+    kinds = {metric.type for metric in run.metric} if evaluation is not None else set()
+    if "em_f1" in kinds:
+        raise ConfigError(
+            "do_eval: is True with EmF1Metric, whose records hold no text to measure a loss on; "
+            "must be False; `evaluate` gives the scores of a checkpoint"
+        )
+    if "adgen" in kinds:
         log.info("do_eval: while training the loss is measured; `evaluate` gives ADGENMetric")
     if run.recompute_config.recompute:
         model.recompute_layers()
