@@ -141,7 +141,8 @@ class Trainer:
         Returns:
             `{"PerplexityMetric": {"loss": nats per token, "PPL": exp(loss)}}`, or of a classifier
             `{"Accuracy": {"loss": nats per record, "accuracy": share}}`; every token (record)
-            counts once, so the batch size does not matter; of answers `ADGENMetric`, `EmF1Metric`.
+            counts once, so the batch size does not matter; of answers `ADGENMetric`, `EmF1Metric`,
+            of prompts `PromptAccMetric`.
 
         Raises:
             LmError: no weights, no records, or ones that do not fit the model.

@@ -295,7 +295,8 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
     """What a checkpoint says of its configuration: all but what is of a run or does nothing."""
     idle = {key for key, f in type(config).model_fields.items() if NO_EFFECT in f.metadata}
     run = {"checkpoint_name_or_path", "parallel_config"}
-    return config.model_dump(mode="json", exclude=run | idle)
+    head = set() if config.is_classifier else {"num_labels", "label_names"}
+    return config.model_dump(mode="json", exclude=run | idle | head)
 
 
 def save_native(

@@ -87,7 +87,7 @@ class ModelConfig(Section):
     task: Task = "text_generation"
     """Decides the head: one that predicts tokens, or one that tells classes of texts apart."""
     num_labels: Positive = 2
-    """Classes of text classification."""
+    """Classes of text classification; of PromptAccMetric, the prompts of each record."""
     label_names: list[str] | None = None
     """What the classes are called, from class 0 on."""
     vocab_size: Positive

@@ -91,13 +91,15 @@ class RecordDataset(Records):
 
     @cached_property
     def row_length(self) -> int:
-        """Length L (of the first column) of the first record of each file, which must be the same.
+        """Length L of the first record of each file, which must be the same.
 
         Raises:
             DataError: the files differ, or the columns of a record do.
         """
         starts = np.cumsum([0, *self.file_rows[:-1]])
-        lengths = [len(row[self.columns[0]]) for row in self.stream(starts)]
+        others = (name for name in self.columns if name not in self.single)
+        column = next(others, self.columns[0])
+        lengths = [len(row[column]) for row in self.stream(starts)]
         for file, length in zip(self.files, lengths, strict=True):
             if length != lengths[0]:
                 raise DataError(

@@ -23,10 +23,15 @@ class CrossEntropy(nn.Cell):
 
     def construct(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """logits: [T, V]; labels: int32 [T], IGNORED where not trained. Returns scalars."""
+        losses, kept = self.of_tokens(logits, labels)
+        return losses.sum(), kept.sum()
+
+    def of_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of each token: its loss, 0 where it does not count, and 1 where it does, [T]."""
         kept = (labels != IGNORED).astype("float32")
         safe = ops.maximum(labels, 0).reshape((-1, 1))
         losses = -self.pick(self.log_softmax(logits.astype("float32")), 1, safe).reshape((-1,))
-        return (losses * kept).sum(), kept.sum()
+        return losses * kept, kept
 
 
 class LogSumExp(nn.Cell):
@@ -83,10 +88,15 @@ class VocabParallelCrossEntropy(nn.Cell):
 
     def construct(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """logits: [T, V / ranks]; labels: int32 [T], IGNORED where not trained. Returns scalars."""
+        losses, kept = self.of_tokens(logits, labels)
+        return losses.sum(), kept.sum()
+
+    def of_tokens(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As CrossEntropy.of_tokens."""
         logits = logits.astype(ms.float32)
         kept = (labels != IGNORED).astype(ms.float32)
         inside, is_own = self.own(ops.maximum(labels, 0))
         chosen = self.pick(logits, 1, inside.reshape((-1, 1))).reshape((-1,)) * is_own
         chosen = self.own.reduce(chosen)
         losses = self.log_sum_exp(logits)[0].reshape((-1,)) - chosen
-        return (losses * kept).sum(), kept.sum()
+        return losses * kept, kept

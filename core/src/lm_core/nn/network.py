@@ -104,6 +104,13 @@ class Network(nn.Cell):
         """As `loss_terms`, from the normalised output of the last block, [B * S, H]."""
         return self.cross_entropy(self.logits(x), labels.reshape((-1,)))
 
+    def token_losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy of each position, float32 [B, S], 0 where it is ignored; see above."""
+        losses, _ = self.cross_entropy.of_tokens(
+            self.logits(self.hidden(inputs)), labels.reshape((-1,))
+        )
+        return losses.reshape(labels.shape)
+
     def named_parameters(self) -> dict[str, Parameter]:
         """The weights by name."""
         return {

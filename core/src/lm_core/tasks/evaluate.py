@@ -30,6 +30,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     """Prints `PerplexityMetric: {'PerplexityMetric': {'loss': ..., 'PPL': ...}}`, or `Accuracy`.
 
+    Of prompts: `PromptAccMetric: {'PromptAccMetric': {'accuracy': ..., 'total_acc_num': ...,
+    'total_num': ...}}`.
     Of answers: `ADGENMetric: {'rouge-1': ..., 'rouge-2': ..., 'rouge-l': ..., 'bleu-4': ...}`, or
     `EmF1Metric: {'Em': ..., 'F1': ..., 'total_count': ...}`.
     """

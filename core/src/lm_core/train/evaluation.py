@@ -11,14 +11,18 @@ from mindspore import Tensor, nn
 from lm_core.data.pipeline import BatchIterator
 from lm_core.data.records import Records
 from lm_core.heartbeat import beat
-from lm_core.log import progress
+from lm_core.log import get_logger, progress
 from lm_core.metrics.accuracy import Accuracy
 from lm_core.metrics.perplexity import Perplexity
+from lm_core.metrics.prompt_accuracy import PromptAccuracy
+from lm_core.nn.loss import IGNORED
 from lm_core.parallel.collectives import sum_over_data
 from lm_core.train.batch import Columns, causal_batch, fill_rows
 
 if TYPE_CHECKING:
     from lm_core.nn.network import Network
+
+log = get_logger(__name__)
 
 
 class LossTerms(nn.Cell):
@@ -31,6 +35,18 @@ class LossTerms(nn.Cell):
     def construct(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the sum of the token losses and the number of tokens, float32 scalars."""
         return self.model.loss_terms(input_ids, labels)
+
+
+class TokenLosses(nn.Cell):
+    """A model's `token_losses` as a graph of its own."""
+
+    def __init__(self, model: Network) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of each token, float32 [B, S]."""
+        return self.model.token_losses(input_ids, labels)
 
 
 class Evaluator:
@@ -90,12 +106,16 @@ class Evaluator:
             for columns in batches:
                 self.add(metric, columns)
                 found = metric.result().items()
-                text = ", ".join(f"{name} {value:.4f}" for name, value in found)
+                text = ", ".join(f"{name} {_shown(value)}" for name, value in found)
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(1)
                 beat()
         metric.sums = sum_over_data(context, metric.sums)
         return metric.result()
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 class ClassEvaluator(Evaluator):
@@ -111,3 +131,38 @@ class ClassEvaluator(Evaluator):
         mask = np.pad(columns["attention_mask"], missing, constant_values=1)
         logits = self.model(Tensor(ids), Tensor(mask)).asnumpy()
         metric.update(logits[:rows], columns["labels"][:, 0])
+
+
+class PromptEvaluator(Evaluator):
+    """`evaluator() -> {"accuracy": ..., "total_acc_num": ..., "total_num": ...}` of prompts.
+
+    Args:
+        *args: see Evaluator.
+        choices: rows of S ids that a record holds, C; see `lm_core.data.tnews`.
+        **options: see Evaluator.
+    """
+
+    metric = PromptAccuracy
+
+    def __init__(self, *args: Any, choices: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.choices, self.losses = choices, TokenLosses(self.model)
+
+    def __call__(self) -> dict[str, float]:
+        found = super().__call__()
+        log.info(
+            "ACC: %.3f, total_acc_num: %d, total_num: %d",
+            found["accuracy"], found["total_acc_num"], found["total_num"],
+        )  # fmt: skip
+        return found
+
+    def add(self, metric: PromptAccuracy, columns: Columns) -> None:
+        """Adds a batch to the metric."""
+        count, ids = columns["input_ids"].shape
+        shape = count * self.choices, ids // self.choices
+        rows = {name: columns[name].reshape(shape) for name in ("input_ids", "attention_mask")}
+        scored = causal_batch(rows)
+        input_ids, labels = fill_rows(scored, self.batch_size * self.choices)
+        losses = self.losses(Tensor(input_ids), Tensor(labels)).asnumpy()[: len(scored[1])]
+        means = losses.sum(1, dtype=np.float64) / (scored[1] != IGNORED).sum(1)
+        metric.update(means.reshape(count, self.choices), columns["labels"][:, 0])

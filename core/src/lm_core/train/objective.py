@@ -17,11 +17,12 @@ from lm_core.data.records import Records
 from lm_core.errors import ConfigError, DataError
 from lm_core.log import get_logger
 from lm_core.train.batch import Columns, causal_batch, class_batch
-from lm_core.train.evaluation import ClassEvaluator, Evaluator
+from lm_core.train.evaluation import ClassEvaluator, Evaluator, PromptEvaluator
 
 if TYPE_CHECKING:
     from lm_core.config.data import DatasetConfig
     from lm_core.config.model import ModelConfig
+    from lm_core.config.schema import RunConfig
     from lm_core.train.step import MicroBatch
 
 _LABELS = ("labels",)
@@ -73,7 +74,8 @@ class NextToken:
         if len(first.get("labels", first["input_ids"])) == 1 < len(first["input_ids"]):
             raise DataError(
                 f"{records.path}: records hold one label each; must be records of a language "
-                f"model; use others, or a run with trainer.type: text_classification"
+                f"model; use others, or a run with trainer.type: text_classification (of prompts: "
+                f"with metric.type: PromptAccMetric)"
             )
         records.check_length(self.config.seq_length, exact=training)
         if records.row_length < 2:
@@ -108,12 +110,7 @@ class TextClass:
         """The records of a data set. Raises DataError if they cannot be read or have no labels."""
         path = section.data_loader.dataset_dir
         records = RecordDataset(path, section.input_columns, single=_LABELS)
-        missing = [name for name in _CLASS_COLUMNS if name not in records.columns]
-        if missing:
-            raise DataError(
-                f"{path}: has no column {', '.join(missing)}; text classification needs "
-                f"{', '.join(_CLASS_COLUMNS)}; write the records with `preprocess txtcls`"
-            )
+        _check_columns(records, "text classification", "txtcls")
         return records
 
     def check(self, records: Records, training: bool) -> None:
@@ -163,12 +160,123 @@ class TextClass:
         return ClassEvaluator(model, records, batch_size, check=self.batch_check(records))
 
 
+class PromptChoice(NextToken):
+    """A language model is asked which of several prompts makes a text most likely; see data.tnews.
+
+    Nothing is trained that way. `eod_reset` means nothing here: no row holds two documents.
+    """
+
+    metric, unit = "PromptAccMetric", "records"
+
+    def open(self, section: DatasetConfig) -> RecordDataset:
+        """The records of a data set. Raises DataError if they cannot be read."""
+        path = section.data_loader.dataset_dir
+        return RecordDataset(path, section.input_columns, single=_LABELS)
+
+    def check(self, records: Records, training: bool) -> None:
+        """Compares the number of prompts, their length and all labels with the model.
+
+        Raises:
+            DataError: they do not fit.
+        """
+        _check_columns(records, "PromptAccMetric", "tnews")
+        config, choices = self.config, prompts_of(records)
+        if config.is_set("num_labels") and config.num_labels != choices:
+            raise DataError(
+                f"{records.path}: records hold {choices} scored texts each; num_labels "
+                f"{config.num_labels} must be the same; set model.model_config.num_labels="
+                f"{choices}, or run preprocess with --num_labels {config.num_labels}"
+            )
+        length = records.row_length // choices
+        if length > config.seq_length + 1:
+            raise DataError(
+                f"{records.path}: rows hold {length} ids; must be at most "
+                f"{config.seq_length + 1}, seq_length and the last target; run preprocess with "
+                f"--max_length {config.seq_length + 1}"
+            )
+        labels = records.values("labels")
+        wrong = np.flatnonzero((labels < 0) | (labels >= choices))
+        if wrong.size:
+            raise DataError(
+                f"{records.locate(int(wrong[0]))}: the label is {labels[wrong[0]]}; must be 0 to "
+                f"{choices - 1}, the number of the true text; write the records again"
+            )
+
+    def batch_check(self, records: Records) -> Callable[[Columns, np.ndarray], None]:
+        """What checks that each text of a batch has something to score; it raises DataError."""
+        return partial(_check_scored, records, prompts_of(records))
+
+    def evaluator(self, model: Any, records: Records, batch_size: int) -> Evaluator:
+        """Measures the accuracy."""
+        check = self.batch_check(records)
+        return PromptEvaluator(model, records, batch_size, check=check, choices=prompts_of(records))
+
+
 Objective = NextToken | TextClass
+
+
+def scoring(run: RunConfig) -> Objective:
+    """What held-out records are scored by: as the model is trained, or as `metric` says.
+
+    Raises:
+        ConfigError: `metric` and the task do not go together, or several metrics.
+    """
+    config = run.model.config
+    kinds = [metric.type for metric in run.metric]
+    if "prompt_accuracy" not in kinds:
+        return objective(config)
+    if config.is_classifier or len(set(kinds)) > 1:
+        beside = "text classification" if config.is_classifier else "another metric"
+        raise ConfigError(
+            f"metric: PromptAccMetric is asked for with {beside}; it must be alone, in a run of "
+            f"text generation, since it needs records of its own; leave one out"
+        )
+    return PromptChoice(config)
 
 
 def objective(config: ModelConfig) -> Objective:
     """The objective of a model's task."""
     return TextClass(config) if config.is_classifier else NextToken(config)
+
+
+def prompts_of(records: Records) -> int:
+    """How many scored texts, of one length, each record holds: the runs of ones in its mask.
+
+    Raises:
+        DataError: there are not several.
+    """
+    first = next(records.stream([0]))
+    found = int((np.diff(first["attention_mask"], prepend=0) > 0).sum())
+    if found < 2 or len(first["attention_mask"]) % found or len(first["labels"]) != 1:
+        raise DataError(
+            f"{records.path}: records hold {found} scored texts and {len(first['labels'])} labels "
+            f"each; must be several texts of one length, and the number of the true one; write "
+            f"the records with `preprocess tnews`"
+        )
+    return found
+
+
+def _check_columns(records: Records, what: str, preprocessor: str) -> None:
+    missing = [name for name in _CLASS_COLUMNS if name not in records.columns]
+    if missing:
+        raise DataError(
+            f"{records.path}: has no column {', '.join(missing)}; {what} needs "
+            f"{', '.join(_CLASS_COLUMNS)}; write the records with `preprocess {preprocessor}`"
+        )
+
+
+def _check_scored(
+    records: Records, choices: int, columns: Mapping[str, np.ndarray], rows: np.ndarray
+) -> None:
+    """The loss of a text is a mean over its mask, the first id apart."""
+    mask = columns["attention_mask"].reshape(len(rows), choices, -1 if len(rows) else 1)
+    bad = (mask[:, :, 1:].sum(2) == 0).any(1) | ((mask != 0) & (mask != 1)).any((1, 2))
+    if bad.any():
+        raise DataError(
+            f"{records.locate(int(rows[np.argmax(bad)]))}: attention_mask must be 1 at the ids "
+            f"that are scored, one or more of each text, and else 0; write the records with "
+            f"`preprocess tnews`"
+        )
 
 
 def _look_for_ends(records: RecordDataset, end: int) -> None:

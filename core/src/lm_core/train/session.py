@@ -29,7 +29,7 @@ from lm_core.train.callbacks import (
 )
 from lm_core.train.loop import Plan, TrainLoop
 from lm_core.train.loss_scale import LossScale
-from lm_core.train.objective import objective
+from lm_core.train.objective import objective, scoring
 from lm_core.train.pipeline import PipelineStep
 from lm_core.train.sharded import ShardedOptimizer
 from lm_core.train.state import TrainState, read_counters
@@ -73,7 +73,7 @@ def open_records(run: RunConfig, which: str, tokenizer: Callable[[], Tokenizer])
             f"{which}.data_loader.dataset_dir: is missing; must be a record file or a folder of "
             f"such; add --{which}_dir D"
         )
-    task = objective(run.model.config)
+    task = objective(run.model.config) if which == "train_dataset" else scoring(run)
     records: Records
     if loader.type == answers.LOADER:
         records = answers.open_answers(run, which, tokenizer)
@@ -238,13 +238,13 @@ def _plan(run: RunConfig, state: TrainState, total: int, unit: str, *, evaluates
 
 
 def metric_name(run: RunConfig) -> str:
-    """What the scores of the run's task are called."""
-    return objective(run.model.config).metric
+    """What the scores of the run are called."""
+    return scoring(run).metric
 
 
 def evaluator(run: RunConfig, model: Network, records: Records) -> Evaluator:
-    """Measures what the task is scored by on held-out records."""
-    return objective(model.config).evaluator(model, records, run.runner_config.batch_size)
+    """Measures what the run is scored by on held-out records."""
+    return scoring(run).evaluator(model, records, run.runner_config.batch_size)
 
 
 def _batches(run: RunConfig, records: Records, context: ParallelContext) -> BatchIterator:
