@@ -10,7 +10,7 @@ import pytest
 from sources import CORE, PACKAGES, ROOT, Import, imports, module_name, read_imports, source_files
 
 LAYERS = [
-    ["errors", "log", "heartbeat"],
+    ["errors", "log", "heartbeat", "cache"],
     ["config", "checkpoint.layout"],
     ["spec"],
     ["parallel"],

@@ -206,6 +206,8 @@ class AutoTokenizer:
 def _guessed(directory: Path) -> Tokenizer:
     """The tokenizer of a folder that does not say whose it is, if one family alone can read it.
 
+    Of several, one whose vocabulary's file is there under the name that this family gives it.
+
     Raises:
         TokenizerError: none can, or several: they would give other ids for the same text.
     """
@@ -215,6 +217,8 @@ def _guessed(directory: Path) -> Tokenizer:
             found[spec.name] = spec.tokenizer(directory)
         except TokenizerError as error:
             problems += error.problems
+    named = {name: one for name, one in found.items() if (directory / one.file_name).is_file()}
+    found = named or found
     if len(found) > 1:
         raise TokenizerError(
             f"{directory}: holds a vocabulary of {' or '.join(found)}; must say which; put the "

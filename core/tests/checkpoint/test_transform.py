@@ -1,11 +1,12 @@
-"""Parts recut by MindSpore, for every pair of degrees, against slices taken with NumPy."""
+"""Parts recut as MindSpore says, for every pair of degrees, against slices taken with NumPy."""
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lm_core.checkpoint import transform
 from lm_core.checkpoint.layout.tensors import BFLOAT16, Memory
 from lm_core.checkpoint.transform import Transformed
 from lm_core.config.parallel import ParallelConfig
@@ -59,23 +60,24 @@ DEGREES = [(1, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 3), (1, 4, 2), (2, 1, 1)]
 @pytest.mark.parametrize(
     ("source", "target"), list(zip(DEGREES, DEGREES[1:] + DEGREES[:1], strict=True)), ids=str
 )
-def test_any_degrees_become_any_others(tmp_path, source, target):
+def test_any_degrees_become_any_others(tmp_path, monkeypatch, source, target):
     """Keys and values that several ranks share, tied tables at both ends, optimizer state."""
     shards = (sum(source) % 2 == 0, sum(target) % 2 == 1)
     own, wanted = partition(*source, shards[0]), partition(*target, shards[1])
     whole = everything()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def open_part(rank):
         return parts.cut(whole, own, rank)
 
     ranks = wanted.degrees.world_size
     for rank in {0, ranks // 2, ranks - 1}:
-        made = Transformed(open_part, strategy.of(own), strategy.of(wanted), rank, tmp_path)
+        made = Transformed(open_part, strategy.of(own), strategy.of(wanted), rank)
         assert parts.same(made, parts.cut(whole, wanted, rank))
     assert not list(tmp_path.iterdir())
 
 
-def test_only_the_parts_that_are_needed_are_opened(tmp_path):
+def test_only_the_parts_that_are_needed_are_opened():
     own, wanted = partition(2, 4, 1, False), partition(1, 2, 1, False)
     opened = set()
 
@@ -83,30 +85,39 @@ def test_only_the_parts_that_are_needed_are_opened(tmp_path):
         opened.add(rank)
         return parts.cut(everything(), own, rank)
 
-    made = Transformed(open_part, strategy.of(own), strategy.of(wanted), 1, tmp_path)
+    made = Transformed(open_part, strategy.of(own), strategy.of(wanted), 1)
     needed = made.needed()
     for name in made.specs:
         made.read(name)
     assert opened <= needed | {0}
-    assert needed == {0, 1, 2, 3}  # MindSpore gathers along the cut; one set of weights is enough.
+    assert needed == {0, 2, 3}  # Of the first everything that nobody cuts.
 
 
-def test_chunks_are_small(tmp_path, monkeypatch):
-    """Each tensor is handed over alone where none fits with another."""
-    own, asked = partition(1, 2, 1, False), []
-    monkeypatch.setattr(transform, "CHUNK", 1)
+def test_mindspore_is_asked_once_for_each_kind_of_cut(monkeypatch):
+    """And never sees a weight: what it is handed has a number for each piece."""
+    import mindspore
+
+    own, asked, given = partition(1, 2, 1, False), [], []
+    recut = mindspore.transform_checkpoint_by_rank
+
+    def counting(rank, files, *rest):
+        given.extend(Path(file).stat().st_size for file in files.values())
+        asked.append(rest[1:])
+        return recut(rank, files, *rest)
+
+    monkeypatch.setattr(mindspore, "transform_checkpoint_by_rank", counting)
     whole = everything()
     made = Transformed(
-        lambda rank: parts.cut(whole, own, rank), strategy.of(own), strategy.WHOLE, 0, tmp_path
+        lambda rank: parts.cut(whole, own, rank), strategy.of(own), strategy.WHOLE, 0
     )
-    make = made._make
-    monkeypatch.setattr(made, "_make", lambda names: asked.append(list(names)) or make(names))
     assert parts.same(made, whole)
-    assert all(len(names) == 1 for names in asked) and len(asked) > 20
+    kinds = {item for item in strategy.of(own).stages[0].values() if item.is_cut}
+    assert len(asked) == len(kinds) and 2 <= len(kinds) <= 4
+    assert max(given) < 100
 
 
 @pytest.mark.parametrize("dtype", ["<f8", "<f2", "<i8", "<i4", "u1", "?", BFLOAT16])
-def test_bits_of_every_type_survive(tmp_path, dtype):
+def test_bits_of_every_type_survive(dtype):
     dtype = np.dtype(dtype)
     values = 2 if dtype.kind == "b" else 256
     bits = np.random.default_rng(0).integers(0, values, 8 * 4 * dtype.itemsize)
@@ -117,11 +128,11 @@ def test_bits_of_every_type_survive(tmp_path, dtype):
     def open_part(rank):
         return Memory({n: np.ascontiguousarray(split[rank % 4]) for n, split in halves.items()})
 
-    made = Transformed(open_part, cut, strategy.WHOLE, 0, tmp_path)
+    made = Transformed(open_part, cut, strategy.WHOLE, 0)
     assert parts.same(made, Memory({"a": whole, "b": whole}))
 
 
-def test_optimizer_parallel_of_mindspore(tmp_path):
+def test_optimizer_parallel_of_mindspore():
     """Its own way to cut the first dimension further over the ranks that share a part."""
     whole = np.arange(64, dtype="<f4").reshape(16, 4)
     cut = Strategy(({"a": Item((4, 2), (-1, 0), 4, 2), "b": Item((4, 2), (-1, -1))},))
@@ -130,17 +141,17 @@ def test_optimizer_parallel_of_mindspore(tmp_path):
         half = np.split(whole, 2, 1)[rank % 2]
         return Memory({"a": np.split(half, 4, 0)[rank // 2].copy(), "b": whole})
 
-    made = Transformed(open_part, cut, strategy.WHOLE, 0, tmp_path)
+    made = Transformed(open_part, cut, strategy.WHOLE, 0)
     np.testing.assert_array_equal(made.read("a"), whole)
 
 
-def test_strategies_that_do_not_fit(tmp_path):
+def test_strategies_that_do_not_fit():
     own = partition(1, 2, 1, False)
     whole = everything()
 
     def refused(source, target, rank=0):
         with pytest.raises(CheckpointError, match="do not fit") as error:
-            Transformed(lambda rank: parts.cut(whole, own, rank), source, target, rank, tmp_path)
+            Transformed(lambda rank: parts.cut(whole, own, rank), source, target, rank)
         return str(error.value)
 
     cut = strategy.of(own)
@@ -154,13 +165,13 @@ def test_strategies_that_do_not_fit(tmp_path):
     assert " more; both" in refused(cut, Strategy(({"other": Item((2,), (0,))},)))
 
 
-def test_a_part_of_another_checkpoint(tmp_path):
+def test_a_part_of_another_checkpoint():
     own = partition(1, 2, 1, False)
     whole = everything()
     less = Memory({name: whole.read(name) for name in list(whole.specs)[:5]})
     made = Transformed(
         lambda rank: parts.cut(less if rank else whole, own, rank),
-        strategy.of(own), strategy.WHOLE, 0, tmp_path,
+        strategy.of(own), strategy.WHOLE, 0,
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="missing or of another shape"):
         for name in made.specs:

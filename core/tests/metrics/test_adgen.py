@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from lm_core.metrics.adgen import NAMES, score
 from lm_core.metrics.bleu import bleu
 from lm_core.metrics.means import Means
 from lm_core.metrics.rouge import rouge_l, rouge_n
-from lm_core.metrics.words import cut
 
 VECTORS = json.loads(Path(__file__).with_name("adgen_vectors.json").read_text(encoding="utf-8"))
 
@@ -75,15 +72,3 @@ def test_means_do_not_depend_on_the_order():
             scores.update(*row)
         found.append(scores.result())
     assert found[0] == found[1] == found[2]
-
-
-def test_words_together_are_the_text_and_nothing_is_said_or_kept(tmp_path):
-    texts = [vector["reference"] for vector in VECTORS]
-    assert all("".join(cut(text)) == text for text in texts)
-    script = "from lm_core.metrics.words import cut; print(cut('我来到北京清华大学'))"
-    environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "LANG": "C.UTF-8"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60
-    )
-    assert done.stdout == "['我', '来到', '北京', '清华大学']\n" and done.stderr == ""
-    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from lm_core.metrics.em_f1 import NAMES, longest_run, plain, score, segments
-from lm_core.metrics.words import cut
+from lm_core.tokenizer.words import cut
 
 MARKS = [*"-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"]
 

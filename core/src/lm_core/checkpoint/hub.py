@@ -318,7 +318,8 @@ def family_if_any(config: ModelConfig) -> ModelSpec | None:
 def layout_of(spec: ModelSpec, config: ModelConfig, tensors: Tensors) -> str:
     """The layout that knows most of the names."""
     names = list(tensors.specs)
-    counts = {layout: table.recognised(names) for layout, table in spec.tables.items()}
+    tables = {layout: table for layout, table in spec.tables.items() if table.slices is None}
+    counts = {layout: table.recognised(names) for layout, table in tables.items()}
     counts["native"] = len(set(names) & set(table_of(spec, "native").shapes(config)))
     best = max(counts, key=lambda layout: counts[layout])
     if not counts[best]:
@@ -362,6 +363,6 @@ def _tokenizer_family(path: Path) -> ModelSpec | None:
         if values.get("lm_model") == spec.name or values.get("model_type") in spec.hf_types:
             return spec
     for spec in registry.installed().values():
-        if any(name in word for name in (spec.name, *spec.hf_types)):
+        if any(name.replace("_", "") in word for name in (spec.name, *spec.hf_types)):
             return spec
     return None

@@ -287,12 +287,16 @@ def write_config(
         layout: "name" of the layout of the weights beside it, and notes; None for our own.
     """
     ours = {"lm_model": spec_name} | ({} if layout is None else {"lm_layout": dict(layout)})
+    text = json.dumps({**ours, **architecture(config)}, indent=2, ensure_ascii=False) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def architecture(config: ModelConfig) -> dict[str, Any]:
+    """What a checkpoint says of its configuration: all but what is of a run or does nothing."""
     idle = {key for key, f in type(config).model_fields.items() if NO_EFFECT in f.metadata}
     run = {"checkpoint_name_or_path", "parallel_config"}
     head = set() if config.is_classifier else {"num_labels", "label_names"}
-    fields = config.model_dump(mode="json", exclude=run | idle | head)
-    text = json.dumps({**ours, **fields}, indent=2, ensure_ascii=False) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
+    return config.model_dump(mode="json", exclude=run | idle | head)
 
 
 def save_native(

@@ -69,7 +69,7 @@ def open_for(
     """
     if src_strategy:
         foreign = _Foreign(Path(path).expanduser(), strategy.read(src_strategy), auto_trans)
-        tensors = foreign.tensors(spec, config, Path(scratch), **lenient)
+        tensors = foreign.tensors(spec, config, **lenient)
         return Sharded(tensors, partition, rank)
     found = rankfolders.steps(path, saved.CONFIG)
     target = Layout.of(partition.degrees, rank)
@@ -230,12 +230,9 @@ class _Foreign:
                 f"True to recut them on loading"
             )
 
-    def tensors(
-        self, spec: ModelSpec, config: ModelConfig, scratch: Path, **lenient: Collection[str]
-    ) -> Tensors:
+    def tensors(self, spec: ModelSpec, config: ModelConfig, **lenient: Collection[str]) -> Tensors:
         """All weights, under our own names."""
-        scratch.mkdir(parents=True, exist_ok=True)
-        merged = Transformed(self._open, self._strategy, strategy.WHOLE, 0, scratch)
+        merged = Transformed(self._open, self._strategy, strategy.WHOLE, 0)
         layout = hub.layout_of(spec, config, merged)
         return table_of(spec, layout).load(merged, config, **lenient)
 

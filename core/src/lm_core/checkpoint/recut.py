@@ -144,7 +144,7 @@ def write_part(
         kinds.append(saved.OPTIMIZER)
         carried += [saved.STATE, saved.METRICS, saved.RUN]
     for kind in kinds:
-        tensors = _recut(origin, kind, source, target, rank, directory)
+        tensors = _recut(origin, kind, source, target, rank)
         _require_fit(tensors, target, partition, rank, complete=kind == WEIGHTS)
         atomic.require_space(directory, total_bytes(tensors))
         tensorfile.write(directory / kind, tensors)
@@ -199,7 +199,7 @@ def write_files(
     for rank in range(target.world_size):
         made = directory / f"rank_{rank}"
         made.mkdir()
-        tensors = Transformed(lambda part: io.open_file(files[part]), source, target, rank, made)
+        tensors = Transformed(lambda part: io.open_file(files[part]), source, target, rank)
         path = made / f"{prefix}{rank}{suffix}"
         (ckpt.write if suffix == ".ckpt" else tensorfile.write)(path, tensors)
 
@@ -214,12 +214,10 @@ def require_ranks(found: Collection[int], source: Strategy, where: object) -> No
         )
 
 
-def _recut(
-    origin: Origin, file: str, source: Strategy, target: Strategy, rank: int, scratch: Path
-) -> Transformed:
+def _recut(origin: Origin, file: str, source: Strategy, target: Strategy, rank: int) -> Transformed:
     """A file of a rank of the target; all parts that it needs are there."""
     open_part: Callable[[int], Tensors] = lambda part: origin.open(part, file)  # noqa: E731
-    tensors = Transformed(open_part, source, target, rank, scratch)
+    tensors = Transformed(open_part, source, target, rank)
     lacking = tensors.needed() - set(origin.found)
     if lacking:
         raise CheckpointError(*origin.problems(lacking))

@@ -1,22 +1,23 @@
-"""Another cut of a checkpoint in parts. MindSpore does all splitting, merging and recutting.
+"""Another cut of a checkpoint in parts. MindSpore says what goes where; the bytes are moved here.
 
-What is peculiar about how it is asked, and why:
+For each kind of cut MindSpore is asked once: it recuts a tiny tensor whose elements say where they
+come from, one for each piece that moves as a whole. Handing it the weights themselves would need
+several times the memory of a tensor, and files for all of it. So:
 
-- One target rank and one pipeline stage of the source at a time, since which stage has a tensor is
-  known here. MindSpore's own way across stages needs every rank's file in memory, and for
-  safetensors accepts only strategies in its own format.
-- Tensors are handed over in chunks, through files that hold only what the target rank needs, so
-  memory and scratch space stay small however large the model is.
-- As integers of the same width: bits are moved and never interpreted. bfloat16 goes through float32
-  in MindSpore, which changes NaNs.
-- Tensors that nobody cuts are copied.
+- A tensor is made of slices of parts, one part in memory at a time, and no weight is written before
+  it has its place.
+- Bits are moved and never interpreted (bfloat16 goes through float32 in MindSpore, which changes
+  NaNs).
+- One target rank and one pipeline stage of the source are looked at at a time, since which stage
+  has a tensor is known here. Tensors that nobody cuts are copied.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -28,10 +29,10 @@ from lm_core.errors import CheckpointError
 from lm_core.parallel import strategy
 from lm_core.parallel.strategy import Item, Strategy
 
-CHUNK = 256 << 20
-"""Bytes of whole tensors that MindSpore is given at once."""
-
-_BITS = {1: np.dtype("i1"), 2: np.dtype("<i2"), 4: np.dtype("<i4"), 8: np.dtype("<i8")}
+Place = tuple[int, ...]
+"""Of a piece: its row, its column and so on, counted in pieces."""
+Moves = dict[int, list[tuple[Place, Place]]]
+"""By the source's rank within its stage: where a piece lies in that part, and where it goes."""
 
 
 class Transformed:
@@ -42,7 +43,6 @@ class Transformed:
         source: how they are cut.
         target: how they are to be cut.
         rank: of the target.
-        scratch: an existing folder for files that are gone again after each chunk.
 
     Raises:
         CheckpointError: the strategies do not fit the tensors; all of them. Or a part is missing.
@@ -54,10 +54,9 @@ class Transformed:
         source: Strategy,
         target: Strategy,
         rank: int,
-        scratch: Path,
     ) -> None:
         self._open = cache(open_part)
-        self._source, self._target, self._scratch = source, target, scratch
+        self._source, self._target = source, target
         self._stage, self._rank = divmod(rank, target.stage_size)
         self._stages = self._find_stages()
         self._wholes = {name: self._whole(name) for name in self._stages}
@@ -65,35 +64,31 @@ class Transformed:
         self.where, self.metadata = first.where, dict(first.metadata)
         self.specs = {name: self._spec(name) for name in self._stages}
         self._check()
-        self._chunks = {
-            name: chunk
-            for chunk in _chunks(self._recut(), self._wholes, self._stages)
-            for name in chunk
-        }
-        self._held: dict[str, np.ndarray] = {}
+        self._moves = cache(self._ask)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor; those that are made with it are kept until they have been read too."""
-        if name not in self._chunks:
-            return self._open(self._stages[name] * self._source.stage_size).read(name)
-        if name not in self._held:
-            self._held = self._make(self._chunks[name])
-        array = self._held.pop(name)
-        shape, dtype = self.specs[name]
-        if array.shape != shape:
-            raise CheckpointError(
-                f"{self.where}: MindSpore made {name} {list(array.shape)}; must be {list(shape)}; "
-                f"the strategies do not belong to these files"
-            )
-        return array.view(dtype)
+        """The tensor, a new array if anybody cuts it."""
+        base = self._stages[name] * self._source.stage_size
+        source, target = self._from(name), self._to(name)
+        if not (source.is_cut or target.is_cut):
+            return self._open(base).read(name)
+        made = np.empty(*self.specs[name])
+        piece = _piece(source, target, self._wholes[name])
+        for rank, moves in self._moves(source, target).items():
+            part = self._read_part(base + rank, name)
+            for here, there in moves:
+                made[_region(there, piece)] = part[_region(here, piece)]
+        return made
 
     def needed(self) -> set[int]:
         """The ranks of the source whose parts are read."""
-        size = self._source.stage_size
-        found = {stage * size for stage in self._stages.values()}
-        for stage in set(self._stages.values()):
-            names = [name for name in self._recut() if self._stages[name] == stage]
-            found |= {stage * size + rank for rank in self._asked(names)}
+        found: set[int] = set()
+        for name, stage in self._stages.items():
+            base = stage * self._source.stage_size
+            found.add(base)
+            source, target = self._from(name), self._to(name)
+            if source.is_cut or target.is_cut:
+                found |= {base + rank for rank in self._moves(source, target)}
         return found
 
     def _find_stages(self) -> dict[str, int]:
@@ -155,69 +150,57 @@ class Transformed:
         )
         return known or math.prod(whole) <= 1
 
-    def _recut(self) -> list[str]:
-        """The tensors that are more than copied."""
-        return [name for name in self._stages if self._from(name).is_cut or self._to(name).is_cut]
+    def _ask(self, source: Item, target: Item) -> Moves:
+        """What MindSpore does with tensors that are cut like this.
 
-    def _asked(self, names: Sequence[str]) -> list[int]:
-        """The ranks of their stage that MindSpore needs for some tensors."""
+        The pieces of each dimension are the fewest of which parts of both kinds are whole numbers.
+        """
+        pieces = tuple(map(math.lcm, source.counts, target.counts))
+        inside = source.local(pieces)
+        outside = target.local(pieces)
+        codes = self._recut(source, target, inside).reshape(outside)
+        moves: Moves = {}
+        for there in itertools.product(*map(range, outside)):
+            rank, number = divmod(int(codes[there]), math.prod(inside))
+            here = tuple(int(place) for place in np.unravel_index(number, inside))
+            moves.setdefault(rank, []).append((here, there))
+        return dict(sorted(moves.items()))
+
+    def _recut(self, source: Item, target: Item, inside: Shape) -> np.ndarray:
+        """A tensor that numbers its elements, part after part, recut for this rank."""
         import mindspore
 
-        if not names:
-            return []
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            files = self._strategies(Path(folder), names)
-            return sorted(mindspore.rank_list_for_transform(self._rank, *files))
-
-    def _strategies(self, folder: Path, names: Iterable[str]) -> list[str | None]:
-        """The strategy files of source and target for some tensors of one stage."""
-        files: list[str | None] = []
-        for kind, of, item in (
-            ("source", self._source, self._from),
-            ("target", self._target, self._to),
-        ):
-            path = folder / f"{kind}.json"
-            path.write_text(strategy.to_json({name: item(name) for name in names}, 0))
-            files.append(str(path) if of.stage_size > 1 else None)
-        return files
-
-    def _make(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Some tensors of one stage, recut."""
-        import mindspore
-
-        base = self._stages[names[0]] * self._source.stage_size
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            target = Path(folder) / "made.ckpt"
-            files = {
-                rank: str(self._hand_over(Path(folder), base + rank, names))
-                for rank in self._asked(names)
-            }
+        name, size = "piece", math.prod(inside)
+        with tempfile.TemporaryDirectory() as folder:
+            made, files = Path(folder) / "made.ckpt", {}
+            cuts: list[str | None] = []
+            for one, item in ((self._source, source), (self._target, target)):
+                path = Path(folder) / f"{len(cuts)}.json"
+                path.write_text(strategy.to_json({name: item}, 0))
+                cuts.append(str(path) if one.stage_size > 1 else None)
             try:
-                mindspore.transform_checkpoint_by_rank(
-                    self._rank, files, str(target), *self._strategies(Path(folder), names)
-                )
+                for rank in mindspore.rank_list_for_transform(self._rank, *cuts):
+                    codes = np.arange(rank * size, (rank + 1) * size, dtype=np.int32)
+                    files[rank] = str(Path(folder) / f"rank_{rank}.ckpt")
+                    ckpt.write(files[rank], Memory({name: codes.reshape(inside)}))
+                mindspore.transform_checkpoint_by_rank(self._rank, files, str(made), *cuts)
             except (ValueError, RuntimeError, TypeError, KeyError) as error:
                 raise CheckpointError(
-                    f"{self.where}: MindSpore cannot recut {_some(names)} "
-                    f"({str(error).strip().splitlines()[0][:160]}); the strategies must belong to "
-                    f"these files; use those of the run that wrote them"
+                    f"{self._source.where}: MindSpore cannot recut a tensor that is cut like "
+                    f"{source} into {target} ({str(error).strip().splitlines()[0][:160]}); must "
+                    f"be the strategy of the run that wrote these parts; use that one"
                 ) from error
-            made = ckpt.CkptFile(target)
-            return {name: made.read(name) for name in names}
+            return ckpt.CkptFile(made).read(name)
 
-    def _hand_over(self, folder: Path, rank: int, names: Sequence[str]) -> Path:
-        """A file with the bits of some tensors of a rank."""
-        part = self._open(rank)
-        lacking = [name for name in names if part.specs.get(name) != self._part(name)]
-        if lacking:
+    def _read_part(self, rank: int, name: str) -> np.ndarray:
+        """A tensor of a rank, which must be as that of the first one of the stage."""
+        part, expected = self._open(rank), self._part(name)
+        if part.specs.get(name) != expected:
             raise CheckpointError(
-                f"{part.where}: {_some(lacking)} are missing or of another shape than on the other "
-                f"ranks; must be one checkpoint; use another one"
+                f"{part.where}: {name} is missing or of another shape than on the other ranks; "
+                f"must be one checkpoint; use another one"
             )
-        path = folder / f"rank_{rank}.ckpt"
-        arrays = {name: np.ascontiguousarray(part.read(name)) for name in names}
-        ckpt.write(path, Memory({name: _bits(array) for name, array in arrays.items()}))
-        return path
+        return part.read(name)
 
 
 def _has(one: Strategy, stage: int, name: str) -> bool:
@@ -225,24 +208,15 @@ def _has(one: Strategy, stage: int, name: str) -> bool:
     return name in one.stages[stage] or one.owner(name) is None
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.view(_BITS[array.dtype.itemsize])
+def _piece(source: Item, target: Item, whole: Shape) -> Shape:
+    """The shape of the pieces of a tensor that move as a whole."""
+    counts = map(math.lcm, source.counts, target.counts)
+    return tuple(size // count for size, count in zip(whole, counts, strict=True))
 
 
-def _chunks(
-    names: Iterable[str], wholes: Mapping[str, Shape], stages: Mapping[str, int]
-) -> list[list[str]]:
-    """Neighbours of one stage, a few hundred MB of them."""
-    chunks: list[list[str]] = []
-    room, before = 0, -1
-    for name in names:
-        size = 4 * math.prod(wholes[name])
-        if size > room or stages[name] != before:
-            chunks.append([])
-            room, before = CHUNK, stages[name]
-        chunks[-1].append(name)
-        room -= size
-    return chunks
+def _region(place: Place, piece: Shape) -> tuple[slice, ...]:
+    starts = (number * size for number, size in zip(place, piece, strict=True))
+    return tuple(slice(start, start + size) for start, size in zip(starts, piece, strict=True))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -172,8 +172,9 @@ class Shots:
             # Those that are not wanted are drawn, too: they move the generator on.
             for number in self._generator.choice(len(pool), count) if pool else ():
                 room = self._longest - len(prompt) - 10 - len(found)
-                if count == self._count and len(pool[number]) < room:
-                    found += pool[number]
+                one = str(pool[number])
+                if count == self._count and len(one) < room:
+                    found += one
         return found
 
 
@@ -248,6 +249,7 @@ def records(
 ) -> Iterator[Row]:
     """Rows of one question each, and the counts of them."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id or 0
+    assert end is not None, "read looks for it"
     longest = "tokens of the longest prompt"
     questions = [one for item in encoded for one in item]
     labels = [[index for ids in one.answers for index in (*ids, end)] for one in questions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lm_core.metrics.bleu import bleu
 from lm_core.metrics.rouge import rouge_l, rouge_n, words
-from lm_core.metrics.words import cut
+from lm_core.tokenizer.words import cut
 
 NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 

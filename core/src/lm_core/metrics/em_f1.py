@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lm_core.metrics.words import cut
+from lm_core.tokenizer.words import cut
 
 NAMES = ("Em", "F1")
-_DROPPED = str.maketrans(dict.fromkeys("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"))
+_DROPPED = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CHARACTER = re.compile("([一-龥])")
 
 

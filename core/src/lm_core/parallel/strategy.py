@@ -265,7 +265,7 @@ def _own_stage(path: Path) -> int:
 
 
 def _read_item(path: Path, name: str, layout: Any) -> Item:
-    devices = tuple(layout.dev_matrix[0].dim)
+    devices = tuple(layout.dev_matrix[0].dim) if len(layout.dev_matrix) == 1 else ()
     if layout.field or not devices or len(layout.tensor_map) != 1:
         raise CheckpointError(
             f"{path}: {name} is cut by a field, by several axes, or by no devices; must be cut by "

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm_core.errors import CheckpointError
+from lm_core.tasks import slices
 
 if TYPE_CHECKING:
     from lm_core.checkpoint.io import Joined, Parameters
     from lm_core.checkpoint.layout import Cast, Release, Tensors
     from lm_core.checkpoint.layout.table import Mapped
+    from lm_core.checkpoint.sliced import Places
     from lm_core.checkpoint.source import Source
     from lm_core.checkpoint.tensorfile import Progress
     from lm_core.config.model import ModelConfig
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     """The flags of `convert`."""
-    layouts = ["native", *sorted(spec.tables), "peft"]
+    published = slices.layout_of(spec)
+    layouts = ["native", *sorted(spec.tables.keys() - {published}), "peft"]
     add = parser.add_argument
     add(
         *("--input", "--torch_ckpt_dir", "--torch_ckpt_path"),
-        required=True,
+        required=published is None,
         metavar="X",
         help="directory, weights file (one of several means all), run output or hub id",
     )
@@ -40,14 +43,20 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
         metavar="FILE",
         help="the same as --output FILE.ckpt",
     )
+    config = ["--config"]
+    if published is not None:
+        # As MindFormers' script for such a release calls them.
+        output.add_argument(
+            "--ckpt_save_path", dest="output", metavar="X", help="the same as --output X"
+        )
+        config.append("--config_path_or_name")
+        slices.add_flags(parser, published)
     add(
         "--format",
         choices=layouts,
         help="whose names and files (mindformers for a .ckpt file); peft: the adapter alone",
     )
-    add(
-        "--config", metavar="NAME", help="preset, run file or directory, if the input has no config"
-    )
+    add(*config, metavar="NAME", help="preset, run file or directory, if the input has no config")
     add("--max_shard_size", metavar="SIZE", help="largest safetensors file, such as 5GB")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="type of the weights (as is)")
     add("--overwrite", action="store_true", help="replace a checkpoint that is there")
@@ -60,14 +69,14 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
         CheckpointError: the input does not fit its layout, or the output cannot be written.
     """
     from lm_core.checkpoint import hub
-    from lm_core.checkpoint.atomic import new_directory, require_space
     from lm_core.checkpoint.layout import Cast
-    from lm_core.checkpoint.layout.tensors import total_bytes
     from lm_core.checkpoint.tensorfile import parse_size
-    from lm_core.log import progress
 
     limit = parse_size(args.max_shard_size) if args.max_shard_size else None
-    _check_output(args)
+    if (places := slices.places(spec, args)) is not None:
+        return _convert_release(spec, places, args, limit)
+    _check_format(args)
+    _check_absent(args)
     source = hub.resolve(args.input, spec=spec, config=_config(args.config))
     if args.format == "peft":
         return _convert_adapter(source, args)
@@ -77,9 +86,19 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
             f"(python -m lm_{spec.name}.merge), or write it alone with --format peft"
         )
     source = hub.weights(args.input, source)
-    ours: Mapped | Cast | Joined = source.tensors()
-    if args.dtype:
-        ours = Cast(ours, args.dtype)
+    tensors = source.tensors()
+    _convert(source, Cast(tensors, args.dtype) if args.dtype else tensors, args, limit)
+    return 0
+
+
+def _convert(
+    source: Source, ours: Mapped | Cast | Joined, args: Namespace, limit: int | None
+) -> None:
+    """Writes the tensors."""
+    from lm_core.checkpoint.atomic import new_directory, require_space
+    from lm_core.checkpoint.layout.tensors import total_bytes
+    from lm_core.log import progress
+
     total = total_bytes(ours) / 1e6
     require_space(args.output, total_bytes(ours))
     with progress(total=total, desc="convert", unit="MB") as bar:
@@ -93,6 +112,21 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
             with new_directory(args.output, overwrite=args.overwrite) as directory:
                 write(directory, source, ours, args.format, limit, told)
     print(f"{args.output}: {len(ours.specs)} tensors, {total:,.1f} MB, layout {args.format}")
+
+
+def _convert_release(spec: ModelSpec, places: Places, args: Namespace, limit: int | None) -> int:
+    """Converts a release; where the same stands already it is compared and left alone."""
+    from lm_core.checkpoint.layout import Cast
+
+    args.format = args.format or ("mindformers" if _is_file(args.output) else "native")
+    _check_format(args)
+    source, tensors = slices.opened(spec, places, args.output, args.format, _config(args.config))
+    ours = Cast(tensors, args.dtype) if args.dtype else tensors
+    if not args.overwrite and slices.is_there(args.output):
+        slices.require_same(source, ours, args.output, args.format)
+        print(f"{args.output}: is there already; {len(ours.specs)} tensors are the same")
+        return 0
+    _convert(source, ours, args, limit)
     return 0
 
 
@@ -100,8 +134,8 @@ def _is_file(output: str) -> bool:
     return output.endswith(".ckpt")
 
 
-def _check_output(args: Namespace) -> None:
-    """Raises CheckpointError if what is to be written does not fit where; fills in the format."""
+def _check_format(args: Namespace) -> None:
+    """Raises CheckpointError if what is to be written has no such files; fills in the format."""
     if _is_file(args.output):
         if (args.format or "mindformers") != "mindformers":
             raise CheckpointError(
@@ -109,17 +143,21 @@ def _check_output(args: Namespace) -> None:
                 f"mindformers; give a directory for {args.format}"
             )
         args.format = "mindformers"
-        if Path(args.output).exists() and not args.overwrite:
-            raise CheckpointError(
-                f"{args.output}: is there already; it is replaced only if asked; pass --overwrite "
-                f"or choose another name"
-            )
     elif args.format is None:
         raise CheckpointError("format: is missing; must say whose names and files; add --format")
     if args.max_shard_size and args.format not in ("native", "hf"):
         raise CheckpointError(
             f"max_shard_size: the layout {args.format} is a single file, which is not sharded; "
             f"leave --max_shard_size out"
+        )
+
+
+def _check_absent(args: Namespace) -> None:
+    """Raises CheckpointError if a file is there; `new_directory` looks at directories."""
+    if _is_file(args.output) and Path(args.output).exists() and not args.overwrite:
+        raise CheckpointError(
+            f"{args.output}: is there already; it is replaced only if asked; pass --overwrite "
+            f"or choose another name"
         )
 
 

@@ -115,6 +115,18 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
                 assert {n: spec.shape for n, spec in back.items()} == ours, (name, layout)
                 assert table.recognised(theirs) == len(theirs), (name, layout)
 
+    def test_a_release_in_parts_and_arrays_is_one_model(self) -> None:
+        """What its arrays hold is read from no part, and everything else of the table is."""
+        published = {n: table for n, table in self.spec.tables.items() if table.slices is not None}
+        if not published:
+            pytest.skip(f"{self.spec.name} was not published in the parts of a run")
+        for layout, table in published.items():
+            assert layout not in LAYOUTS and "{}" in table.slices.files
+            for name, preset in self.spec.presets.items():
+                theirs = {tensor for row in table.expand(preset) for tensor in row.theirs}
+                skipped = {tensor for tensor in theirs if table.slices.skips(tensor)}
+                assert skipped == set(table.slices.arrays.values()), name
+
     def test_the_network_has_the_shapes_of_the_tables(self, model: CausalLM) -> None:
         """Tables are written without the network; here the two meet."""
         actual = {name: tuple(p.shape) for name, p in model.named_parameters().items()}

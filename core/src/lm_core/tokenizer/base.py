@@ -38,6 +38,8 @@ class Tokenizer(Forms):
         truncation_side: "right" or "left": the end at which a row that is too long is cut.
     """
 
+    file_name = "vocab.json"
+    """The vocabulary's file, as this kind of tokenizer names it."""
     _beyond = "\N{REPLACEMENT CHARACTER}".encode()
     """What an id shows as that the vocabulary does not have."""
     _skips_special = False
@@ -112,7 +114,7 @@ class Tokenizer(Forms):
         raise NotImplementedError
 
     def cuts_at(self, left: str, right: str) -> bool:
-        """Whether the ids of `left + right` are those of `left`, then those of `right`, for sure.
+        """Whether `encode_piece` of both gives the ids of `left`, then those of `right`, for sure.
 
         Long texts are encoded in pieces, several at a time, where this holds.
         """
@@ -268,9 +270,13 @@ class Tokenizer(Forms):
             elif kind == "unknown":
                 parts.extend([self._beyond] * len(run))
             elif not skip:
-                parts.extend(self._special_text[index].encode() for index in run)
+                parts.extend(self._shown(index).encode() for index in run)
             after = run[-1]
         return b"".join(parts).decode("utf-8", "replace")
+
+    def _shown(self, index: int) -> str:
+        """What a special token that is not left out shows as."""
+        return self._special_text[index]
 
     def _kind(self, index: int) -> str:
         if index in self._special_text:

@@ -38,6 +38,8 @@ class SentencePieceTokenizer(Tokenizer):
     tokenizer_class = ""
     """What tokenizer_config.json calls this kind."""
     _beyond = b""
+    _space = " "
+    """What `SPACE` in a piece shows as."""
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class SentencePieceTokenizer(Tokenizer):
         """The bytes that each piece means."""
         is_byte = self._first.is_byte(list(range(len(self._pieces))))
         return [
-            bytes([int(piece[3:5], 16)]) if byte else piece.replace(SPACE, " ").encode()
+            bytes([int(piece[3:5], 16)]) if byte else piece.replace(SPACE, self._space).encode()
             for piece, byte in zip(self._pieces, is_byte, strict=True)
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lm_core.checkpoint.layout import Table, Tie, Transpose
+from lm_core.checkpoint.layout import Slices, Table, Tie, Transpose
 from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
 from lm_pangualpha.config import PanguAlphaConfig
 
@@ -103,6 +103,18 @@ _MINDFORMERS = [
     *_rows("backbone.top_query_layer", "layers.{last}", _MINDFORMERS_LAYER, _OF_MINDSPORE),
 ]
 
+# The published parts have the names of MindFormers for everything but the three tables, which their
+# authors' programs took from the arrays beside them.
+_OFFICIAL = Slices(
+    files="filerted_{}.ckpt",  # as it is spelled there
+    arrays={
+        "word_embedding.npy": "backbone.embedding.word_embedding.embedding_table",
+        "position_embedding.npy": "backbone.embedding.position_embedding.embedding_table",
+        "top_query_embedding.npy": "backbone.top_query_embedding.embedding_table",
+    },
+    skipped=(*TRAINING_STATE, r"(.*[._])?embedding_table"),
+)
+
 
 def _blocks(config: PanguAlphaConfig) -> int:
     """Layers below the query layer."""
@@ -122,4 +134,5 @@ TABLES = {
     "mindformers": Table(
         _MINDFORMERS, shapes, name="mindformers", ignore=TRAINING_STATE, layers=_blocks
     ),
+    "official": Table(_MINDFORMERS, shapes, name="official", layers=_blocks, slices=_OFFICIAL),
 }

@@ -10,7 +10,7 @@ from lm_core.checkpoint.layout.ops import (
     Tie,
     Transpose,
 )
-from lm_core.checkpoint.layout.release import Pieces, Release
+from lm_core.checkpoint.layout.release import Pieces, Release, Slices
 from lm_core.checkpoint.layout.table import Native, Table
 from lm_core.checkpoint.layout.tensors import (
     BFLOAT16,
@@ -19,6 +19,7 @@ from lm_core.checkpoint.layout.tensors import (
     Tensors,
     TensorSpec,
     cast,
+    same_bits,
     stream,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "Pieces",
     "Release",
     "Reshape",
+    "Slices",
     "Split",
     "SplitHeads",
     "Table",
@@ -41,5 +43,6 @@ __all__ = [
     "Tie",
     "Transpose",
     "cast",
+    "same_bits",
     "stream",
 ]

@@ -1,13 +1,15 @@
-"""Models as their authors publish them: a description of their own, and files cut over ranks.
+"""Models as their authors publish them: files cut over ranks, and what says their sizes or cut.
 
-Each file holds a slice of every tensor, as the tensor-parallel process that wrote it did. The
-slices are joined as they are read, one tensor at a time.
+Each file holds a slice of every tensor, as the process that wrote it did. The slices are joined as
+they are read, one tensor at a time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,32 @@ class Release:
     axis: Callable[[str, Specs], int | None]
     read: Callable[[Mapping[str, Any], Specs], Any]
     write: Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """What makes a directory the parts of a run whose strategy file was published with them.
+
+    It does not say the model's sizes. Some tensors are whole, in NumPy's files.
+
+    Attributes:
+        files: the names of the parts; `{}` is the rank.
+        arrays: how the name of a .npy file ends ("word_embedding.npy"), and the tensor that it is.
+        skipped: patterns of whole names in the parts that are not read, such as those that `arrays`
+            replace.
+    """
+
+    files: str
+    arrays: Mapping[str, str]
+    skipped: Sequence[str] = ()
+
+    def skips(self, name: str) -> bool:
+        """Whether a tensor of a part is not read."""
+        return self._skipped.fullmatch(name) is not None
+
+    @cached_property
+    def _skipped(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.skipped) or r"(?!)")
 
 
 class Pieces:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from lm_core.checkpoint.layout.ops import Arrays, Op, Tie
-from lm_core.checkpoint.layout.release import Release
+from lm_core.checkpoint.layout.release import Release, Slices
 from lm_core.checkpoint.layout.report import Report
-from lm_core.checkpoint.layout.tensors import Shape, Tensors, TensorSpec, dtype_name
+from lm_core.checkpoint.layout.tensors import Shape, Tensors, TensorSpec, dtype_name, same_bits
 from lm_core.errors import CheckpointError
 
 Shapes = Mapping[str, Shape]
@@ -128,6 +128,7 @@ class Table:
         layers: how many layers `{}` runs over; `config.num_layers` if not given.
         published: hub ids of weights in this layout, by preset.
         release: how the model's authors publish this layout, where not as one usually does.
+        slices: the same, where it is the parts of a run; such a layout is read and never written.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Table:
         layers: Callable[[Any], int] = lambda config: config.num_layers,
         published: Mapping[str, str] | None = None,
         release: Release | None = None,
+        slices: Slices | None = None,
     ) -> None:
         self.rows = tuple(
             Row(_names(theirs), _names(ours), tuple(ops)) for theirs, ours, *ops in rows
@@ -151,6 +153,7 @@ class Table:
         self.layers = layers
         self.published = dict(published or {})
         self.release = release
+        self.slices = slices
         self._ignore = re.compile("|".join(f"(?:{pattern})" for pattern in ignore) or r"(?!)")
 
     def expand(self, config: Any) -> list[Row]:
@@ -329,21 +332,12 @@ def _equal_then(
     compute: Callable[[Arrays], Arrays], source: Tensors, name: str, repeated: str, arrays: Arrays
 ) -> Arrays:
     """`compute(arrays)`, after a look that the tensor `repeated` is indeed the first of them."""
-    if not _same_bits(source.read(repeated), arrays[0]):
+    if not same_bits(source.read(repeated), arrays[0]):
         raise CheckpointError(
             f"{source.where}: {repeated} differs from {name} but the configuration ties them; "
             f"they must be equal; set tie_word_embeddings to false to keep both"
         )
     return compute(arrays)
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    bits = f"u{a.dtype.itemsize}"
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and bool(np.array_equal(a.view(bits), b.view(bits)))
-    )
 
 
 def _require(source: Tensors, shapes: Shapes) -> None:

@@ -110,6 +110,16 @@ def stream(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
         yield name, tensors.read(name)
 
 
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same, NaNs included."""
+    bits = f"u{a.dtype.itemsize}"
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and bool(np.array_equal(a.view(bits), b.view(bits)))
+    )
+
+
 def total_bytes(tensors: Tensors) -> int:
     """Size of all tensors in a file."""
     return sum(spec.nbytes for spec in tensors.specs.values())
