@@ -116,6 +116,7 @@ SMALLER_PANGUALPHA = [
     (r"vocab_size=4000", "vocab_size=44"),
     (r"--num_samples 1000", "--num_samples 5"),
     (r"--seq_length 1025", "--seq_length 257"),
+    (r"--max_length 1024", "--max_length 200"),
     (r"max_length=(100|50|64)", "max_length=140"),  # this vocabulary knows no Chinese
     (r"(max_new_tokens[ =])(16|24|50)", r"\g<1>4"),
     (r"parallel_config\.model_parallel=8", "parallel_config.model_parallel=4"),
