@@ -326,6 +326,21 @@ def test_a_dump_is_read_back_to_the_same_run(load):
         assert dump_run(again) == dump_run(run)
 
 
+def test_the_metric_of_a_dump_is_changed_like_that_of_a_run_file(load):
+    for values in ({}, FULL, yaml.safe_load(dump_run(load(FULL)))):
+        for key in ("metric.type", "metric.0.type"):
+            if key == "metric.type" or "metric" in values:
+                run = load(values, f"{key}=PromptAccMetric", "metric.num_labels=3")
+                assert [(item.type, item.num_labels) for item in run.metric] == [
+                    ("prompt_accuracy", 3)
+                ]
+    by_name = load(FULL, "metric.PerplexityMetric.type=ADGENMetric")
+    assert [item.type for item in by_name.metric] == ["adgen"]
+    two = {**FULL, "metric": [{"type": "adgen"}, {"type": "perplexity"}]}
+    with pytest.raises(ConfigError, match="metric.type: the list has no such item; use 0 to 1, or"):
+        load(two, "metric.type=PromptAccMetric")
+
+
 def test_a_dump_holds_everything(load, tmp_path: Path):
     values = yaml.safe_load(dump_run(load(FULL)))
     assert values["model"]["model_config"]["hidden_size"] == 64

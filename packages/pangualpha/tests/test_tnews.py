@@ -231,7 +231,7 @@ def test_the_trainer_and_the_command_say_it(trainer, tmp_path, capsys, caplog, m
     assert len(errors) == 1 and "hold 4 scored texts each; num_labels 15 must be" in errors[0]
 
 
-def test_a_run_in_training_is_scored_by_it(trainer, tmp_path):
+def test_a_run_in_training_is_scored_by_it(trainer, tmp_path, capsys):
     with RecordWriter(tmp_path / "train.mindrecord", ("input_ids",)) as writer:
         for k in range(4):
             writer.write({"input_ids": tiny.token_ids(61, (17,), seed=k)})
@@ -245,6 +245,13 @@ def test_a_run_in_training_is_scored_by_it(trainer, tmp_path):
     last = ast.literal_eval(lines[-1])
     wanted = made.evaluate()["PromptAccMetric"]
     assert last == {"step": 2, **{f"eval_{name}": value for name, value in wanted.items()}}
+    # What was trained says how it is measured, and that can be changed.
+    words = ["--load_checkpoint", str(tmp_path / "out"), "metric.type=PerplexityMetric"]
+    words += ["--eval_dataset_dir", str(tmp_path / "train.mindrecord")]
+    capsys.readouterr()
+    for extra, name in ((words[:2], "PromptAccMetric"), (words, "PerplexityMetric")):
+        assert main(["evaluate", "pangualpha", *extra, "eval_dataset.input_columns=null"]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}: ")
 
 
 def test_records_are_of_one_kind(trainer, tmp_path):

@@ -139,7 +139,7 @@ class Layers:
         """Sets one value; what is wrong with its path is noted in `problems`."""
         place: Any = self.values
         path: KeyPath = ()
-        *sections, last = _home(change.path)
+        *sections, last = self._in_list(_home(change.path))
         if sections[:1] == ["callbacks"]:
             self.values.setdefault("callbacks", [{"type": "loss_monitor"}, {"type": "checkpoint"}])
         for part in [*sections, last]:
@@ -163,6 +163,17 @@ class Layers:
         self.origins[path] = change.label
         if change.text is not None:
             self.texts[path] = change.text
+
+    def _in_list(self, path: KeyPath) -> KeyPath:
+        """A key of the only metric, which run files write as a mapping and stored runs as a list.
+
+        Args:
+            path: `metric.type`, or any other.
+        """
+        items = self.values.get("metric") if path[0] == "metric" and len(path) > 1 else None
+        if not isinstance(items, list) or len(items) != 1 or _index(items, path[1]) is not None:
+            return path
+        return path if isinstance(path[1], int) else ("metric", 0, *path[1:])
 
 
 def _enter(place: dict | list, key: Any) -> Any:
