@@ -208,7 +208,9 @@ def _layers(spec: ModelFamily, args: Namespace, overrides: Sequence[str]) -> Lay
     changes = _changes(args, prompts, [*texts, *overrides])
     if args.config:
         return read_layers(_source(spec, args.config), changes, [spec.configs])
-    layers = _from_checkpoint(spec, args.load_checkpoint) if args.load_checkpoint else None
+    # An export says what it holds as a checkpoint does.
+    source = getattr(args, "mindir", None) or args.load_checkpoint
+    layers = _from_checkpoint(spec, source) if source else None
     if layers is None:
         given = f"; {args.load_checkpoint} holds no config.json" if args.load_checkpoint else ""
         if args.load_checkpoint and _looks_like_a_path(args.load_checkpoint):

@@ -102,6 +102,7 @@ class CausalSelfAttention(nn.Cell):
         self.product = ops.BatchMatMul()
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.scatter = ops.ScatterNdUpdate()
+        self.slice = ops.StridedSlice()
 
     def query_input(self, x: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
         """What queries are computed from, [T, H]: the same as keys, unless a model has its own."""
@@ -214,12 +215,14 @@ class CausalSelfAttention(nn.Cell):
             k_cache: [B * G, C, D], written in place.
             v_cache: the same.
             index: int32 [B * G, 2], (row of the cache, position to write).
-            mask: of `CausalLM.cache_mask`.
+            mask: of `CausalLM.cache_mask`; one with four axes is for `steps`.
             tables: of `CausalLM.step_tables`.
 
         Returns:
             [B, H].
         """
+        if mask.ndim == 4:
+            return self.steps(x, k_cache, v_cache, index, mask, tables)
         rows = x.shape[0] * self.kv_heads
         q, k = self.q(self.query_input(x, tables)), self.k(x)
         if self.rotate is None:
@@ -234,3 +237,40 @@ class CausalSelfAttention(nn.Cell):
         scores = self.product_bt(q, k).astype(self.softmax_type) + mask
         mixed = self.product(self.softmax(scores).astype(v.dtype), v)
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))
+
+    def steps(
+        self,
+        x: Tensor,
+        k_cache: Parameter,
+        v_cache: Parameter,
+        index: Tensor,
+        mask: Tensor,
+        tables: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Several tokens per row; B, at most the rows of the cache, and S need not be known.
+
+        Args:
+            x: [B * S, H].
+            k_cache: [rows * G, C, D], written in place.
+            v_cache: the same.
+            index: int32 [B * S * G, 2], (row of the cache, position to write).
+            mask: float32 [B, 1, S, C], or with linear biases [B, N, S, C].
+            tables: of `CausalLM.position_tables`.
+
+        Returns:
+            [B * S, H].
+        """
+        batch, _, length, capacity = mask.shape
+        rows, width = batch * self.kv_heads, self.head_dim
+        q, k = self.queries_and_keys(x, tables)
+        k = self.scatter(k_cache, index, k.reshape((-1, width)))
+        v = self.scatter(v_cache, index, self.v(x).reshape((-1, width)))
+        # Indexing with [:rows] would put a branch into the graph, where B is open.
+        used = (0, 0, 0), (rows, capacity, width), (1, 1, 1)
+        k, v = self.slice(k, *used), self.slice(v, *used)
+        q = q.reshape((batch, length, self.heads, width)).transpose((0, 2, 1, 3))
+        scores = self.product_bt(q.reshape((rows, -1, width)), k).astype(self.softmax_type)
+        scores = scores.reshape((batch, self.heads, length, capacity)) + mask
+        p = self.softmax(scores).astype(v.dtype).reshape((rows, -1, capacity))
+        mixed = self.product(p, v).reshape((batch, self.heads, length, width))
+        return self.out(mixed.transpose((0, 2, 1, 3)).reshape((-1, self.heads * width)))
