@@ -39,6 +39,7 @@ MINDSPORE_AT_IMPORT = (
     "peft",
     "train",
     "generation",
+    "export.folder",
     "export.graphs",
     "export.exported",
 )

@@ -188,8 +188,8 @@ class CausalSelfAttention(nn.Cell):
     ) -> Tensor:
         """As `construct`, and fills the caches [B * G, C, D] from position 0."""
         found = self.whole(x, batch, Tensor(np.zeros(2, np.int32)), tables, ())
-        ops.assign(k_cache, self.pad(found[1], k_cache.shape[1]))
-        ops.assign(v_cache, self.pad(found[2], v_cache.shape[1]))
+        ops.assign(k_cache, self.pad(found[1], k_cache.shape[1]).astype(k_cache.dtype))
+        ops.assign(v_cache, self.pad(found[2], v_cache.shape[1]).astype(v_cache.dtype))
         return self.out(found[0].reshape((x.shape[0], self.heads * self.head_dim)))
 
     def pad(self, x: Tensor, capacity: int) -> Tensor:
@@ -229,14 +229,19 @@ class CausalSelfAttention(nn.Cell):
             q = q * self.scale
         else:
             # The matrix of queries holds the scale already.
+            q, k = q.astype(tables[0].dtype), k.astype(tables[1].dtype)
             q = self.product(q.reshape((-1, self.heads, self.head_dim)), tables[0])
             k = self.product(k.reshape((-1, self.kv_heads, self.head_dim)), tables[1])
         q = q.reshape((rows, self.heads // self.kv_heads, self.head_dim))
-        k = self.scatter(k_cache, index, k.reshape((rows, self.head_dim)))
-        v = self.scatter(v_cache, index, self.v(x).reshape((rows, self.head_dim)))
-        scores = self.product_bt(q, k).astype(self.softmax_type) + mask
-        mixed = self.product(self.softmax(scores).astype(v.dtype), v)
+        k = self.write(k_cache, index, k)
+        v = self.write(v_cache, index, self.v(x))
+        scores = self.product_bt(q.astype(k.dtype), k).astype(self.softmax_type) + mask
+        mixed = self.product(self.softmax(scores).astype(v.dtype), v).astype(x.dtype)
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))
+
+    def write(self, cache: Parameter, index: Tensor, x: Tensor) -> Tensor:
+        """Writes keys or values, [T, G * D] or any shape of as many, into a cache; returns that."""
+        return self.scatter(cache, index, x.reshape((-1, self.head_dim)).astype(cache.dtype))
 
     def steps(
         self,
@@ -263,14 +268,15 @@ class CausalSelfAttention(nn.Cell):
         batch, _, length, capacity = mask.shape
         rows, width = batch * self.kv_heads, self.head_dim
         q, k = self.queries_and_keys(x, tables)
-        k = self.scatter(k_cache, index, k.reshape((-1, width)))
-        v = self.scatter(v_cache, index, self.v(x).reshape((-1, width)))
+        k, v = self.write(k_cache, index, k), self.write(v_cache, index, self.v(x))
         # Indexing with [:rows] would put a branch into the graph, where B is open.
         used = (0, 0, 0), (rows, capacity, width), (1, 1, 1)
         k, v = self.slice(k, *used), self.slice(v, *used)
         q = q.reshape((batch, length, self.heads, width)).transpose((0, 2, 1, 3))
-        scores = self.product_bt(q.reshape((rows, -1, width)), k).astype(self.softmax_type)
+        q = q.reshape((rows, -1, width)).astype(k.dtype)
+        scores = self.product_bt(q, k).astype(self.softmax_type)
         scores = scores.reshape((batch, self.heads, length, capacity)) + mask
         p = self.softmax(scores).astype(v.dtype).reshape((rows, -1, capacity))
         mixed = self.product(p, v).reshape((batch, self.heads, length, width))
-        return self.out(mixed.transpose((0, 2, 1, 3)).reshape((-1, self.heads * width)))
+        mixed = mixed.transpose((0, 2, 1, 3)).reshape((-1, self.heads * width))
+        return self.out(mixed.astype(x.dtype))

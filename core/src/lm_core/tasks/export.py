@@ -7,7 +7,6 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_core import __version__
 from lm_core.config.flags import add_run_arguments, positive, resolve_run
 from lm_core.errors import ConfigError, TokenizerError
 from lm_core.log import byte_count
@@ -122,7 +121,6 @@ def _description(spec: ModelSpec, settings: RunConfig, args: Namespace) -> Descr
         dynamic=args.dynamic or config.is_dynamic,
         model_parallel=degrees.model_parallel,
         vocab_emb_dp=degrees.vocab_emb_dp,
-        weights=config.param_init_type,
     )
 
 
@@ -134,13 +132,9 @@ def _fill(
     description: Description,
     context: ParallelContext,
 ) -> None:
-    import mindspore as ms
-
+    """Loads this rank's part of the weights, merged or cut where they lie in parts, and writes."""
     from lm_core.auto import AutoModel, Recut
-    from lm_core.checkpoint import io
-    from lm_core.export import description as described
-    from lm_core.export import graphs, lite
-    from lm_core.parallel import backend
+    from lm_core.export.folder import fill
 
     scratch = folder / "recut"
     model = AutoModel.from_pretrained(
@@ -150,22 +144,10 @@ def _fill(
         adapter=settings.load_adapter or None,
         recut=Recut(True, scratch, settings.src_strategy_path_or_dir),
     )
-    source = model.config.checkpoint_name_or_path
-    for name, path in _vocabulary(args, settings, source).items():
-        io.add_file(folder / name, path)
-    description.tokens = _tokens(folder, model.config)
-    description.graphs = graphs.write(model, folder, description)
     shutil.rmtree(scratch, ignore_errors=True)
-    description.inputs = description.shapes()
-    description.made = described.Made(
-        lm=__version__, mindspore=ms.__version__, device=backend.device_target()
-    )
-    own = model.config.copy(seq_length=description.seq_length)
-    io.write_config(folder, description.model, own)
-    text = description.model_dump_json(indent=2)
-    (folder / described.NAME).write_text(f"{text}\n", encoding="utf-8")
-    if not description.dynamic:
-        lite.write(folder, description)
+    files = _vocabulary(args, settings, model.config.checkpoint_name_or_path)
+    description.tokens = _tokens(files, model.config)
+    fill(folder, model, description, files)
 
 
 def _vocabulary(args: Namespace, settings: RunConfig, source: str) -> dict[str, Path]:
@@ -191,11 +173,12 @@ def _vocabulary(args: Namespace, settings: RunConfig, source: str) -> dict[str, 
     return {**defaults, **given}
 
 
-def _tokens(folder: Path, config: Any) -> int | None:
-    """The size of the vocabulary in a folder; None where there is none."""
+def _tokens(files: dict[str, Path], config: Any) -> int | None:
+    """The size of the vocabulary among these files; None where there is none."""
     from lm_core.auto import AutoTokenizer
     from lm_core.checkpoint.io import TOKENIZER_FILES
 
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    found = [path for name, path in files.items() if name in TOKENIZER_FILES]
+    if not found:
         return None
-    return AutoTokenizer.from_pretrained(folder, family=config).vocab_size
+    return AutoTokenizer.from_pretrained(found[0].parent, family=config).vocab_size
