@@ -121,7 +121,7 @@ def test_open_sizes_with_an_adapter(checkpoint, tmp_path, capsys):
     bare = AutoModel.from_pretrained(checkpoint).generate([[5, 6, 7]], max_new_tokens=9)[0]
     assert not np.array_equal(expected, bare)
     model.save_pretrained(tmp_path / "adapted", tokenizer=AutoTokenizer.from_pretrained(checkpoint))
-    assert export(tmp_path / "adapted", tmp_path / "open", "--dynamic") == 0
+    assert export(tmp_path / "adapted", tmp_path / "open", "--dynamic", batch_size="1") == 0
     found = ExportedModel(tmp_path / "open").generate([[5, 6, 7]], max_new_tokens=9)[0]
     np.testing.assert_array_equal(found, expected)
     assert not (tmp_path / "open" / "lite.ini").exists()

@@ -64,8 +64,8 @@ class Description(Section):
         """What `inputs` says."""
         batch, length = self.batch_size, self.seq_length
         if self.dynamic:
-            ids = [-1, -1]
-            return {"both": {"input_ids": ids, "positions": ids, "last": [-1]}}
+            rows = 1 if batch == 1 else -1
+            return {"both": {"input_ids": [rows, -1], "positions": [rows, -1], "last": [rows]}}
         return {
             "prefill": {"input_ids": [batch, length], "lengths": [batch]},
             "increment": {"tokens": [batch], "positions": [batch]},

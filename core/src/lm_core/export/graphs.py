@@ -52,15 +52,14 @@ class Append(_Exported):
         attention = model.layers[0].attention
         rows, capacity, _ = k_caches[0].shape
         self.heads = attention.kv_heads
-        places = np.arange(rows, dtype=np.int32)
-        self.numbers = Tensor(places[: rows // self.heads])
-        self.rows = Tensor(places.reshape(rows // self.heads, 1, self.heads))
-        self.every_head = Tensor(np.zeros((1, 1, self.heads), np.int32))
-        self.slice = ops.StridedSlice()
+        self.rows = Tensor(np.arange(rows, dtype=np.int32))
+        self.several = rows > self.heads
+        self.every_head = Tensor(np.arange(self.heads, dtype=np.int32).reshape(1, 1, -1))
         self.places = Tensor(np.arange(capacity, dtype=np.int32).reshape(1, 1, 1, capacity))
         self.slopes = None
         if attention.slopes is not None:
             self.slopes = Tensor(attention.slopes.astype(np.float32).reshape(1, -1, 1, 1))
+        self.slice, self.gather = ops.StridedSlice(), ops.Gather()
 
     def construct(self, input_ids: Tensor, positions: Tensor, last: Tensor) -> Tensor:
         """Appends.
@@ -74,26 +73,28 @@ class Append(_Exported):
         Returns:
             logits of these, [B, V].
         """
+        model = self.model
         batch, length = input_ids.shape
         flat = positions.reshape((-1,))
-        index = self._index(positions, batch, length)
+        index = self._index(positions.reshape((batch, length, 1)), batch)
         mask = self._mask(positions.reshape((batch, 1, length, 1)))
-        x = self.model.embed(input_ids.reshape((-1,)), flat, Tensor(np.zeros(2, np.int32)))
-        tables = self.model.position_tables(flat)
-        for i, layer in enumerate(self.model.layers):
+        x = model.embed(input_ids.reshape((-1,)), flat, Tensor(np.zeros(2, np.int32)))
+        tables = model.position_tables(flat)
+        for i, layer in enumerate(model.layers):
             x = layer.step(x, self.k_caches[i], self.v_caches[i], index, mask, tables)
-        starts = self.slice(self.numbers, (0,), (batch,), (1,)) * length
-        x = self.model.norm(ops.Gather()(x, starts + last, 0))
-        model = self.model
+        x = model.norm(self.gather(x, self._first(batch) * length + last, 0))
         return model.gathered(model.logits(x) if model.ties_words else model.head.step(x))
 
-    def _index(self, positions: Tensor, batch: int, length: int) -> Tensor:
-        """Rows and places of the caches that are written, int32 [B * S * G, 2]."""
-        # Indexing with [:batch] would put a branch into the graph, as batch is open.
-        rows = self.slice(self.rows, (0, 0, 0), (batch, 1, self.heads), (1, 1, 1))
-        at = positions.reshape((batch, length, 1)) + self.every_head
-        rows = rows + ops.zeros_like(at)
-        return ops.stack((rows, at), -1).reshape((-1, 2))
+    def _first(self, count: int) -> Tensor:
+        """int32 [count]: 0, 1 ... An index such as [:count] would put a branch into the graph."""
+        return self.slice(self.rows, (0,), (count,), (1,))
+
+    def _index(self, at: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """at: int32 [B, S, 1]. Returns what CausalSelfAttention.steps calls `index`."""
+        rows = (self._first(batch) * self.heads).reshape((batch, 1, 1)) + self.every_head
+        nothing = ops.zeros_like(rows)
+        pairs = ops.stack((rows + ops.zeros_like(at), at + nothing), -1).reshape((-1, 2))
+        return (pairs, self._first(batch * self.heads)) if self.several else (pairs,)
 
     def _mask(self, at: Tensor) -> Tensor:
         """at: [B, 1, S, 1]. Returns what CausalSelfAttention.steps adds to scores."""
@@ -119,7 +120,8 @@ def write(model: CausalLM, folder: Path, description: Description) -> Graphs:
         model.head.prepare()
     caches = new_caches(model, description.batch_size, description.seq_length)
     if description.dynamic:
-        return Graphs(both=_save(Append(model, *caches), _open_inputs(), folder / "append"))
+        inputs = _open_inputs(description)
+        return Graphs(both=_save(Append(model, *caches), inputs, folder / "append"))
     batch, length = description.batch_size, description.seq_length
     prompts, row = _ids((batch, length)), _ids((batch,))
     found = Graphs(
@@ -134,9 +136,12 @@ def _ids(shape: tuple[int, ...]) -> Tensor:
     return Tensor(np.zeros(shape, np.int32))
 
 
-def _open_inputs() -> tuple[Tensor, ...]:
-    sizes = ([None, None], [None, None], [None])
-    return tuple(Tensor(shape=shape, dtype=ms.int32) for shape in sizes)
+def _open_inputs(description: Description) -> tuple[Tensor, ...]:
+    shapes = description.shapes()["both"].values()
+    return tuple(
+        Tensor(shape=[None if size < 0 else size for size in shape], dtype=ms.int32)
+        for shape in shapes
+    )
 
 
 def _save(graph: nn.Cell, inputs: tuple[Tensor, ...], path: Path) -> str:

@@ -102,7 +102,7 @@ class CausalSelfAttention(nn.Cell):
         self.product = ops.BatchMatMul()
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.scatter = ops.ScatterNdUpdate()
-        self.slice = ops.StridedSlice()
+        self.gather = ops.Gather()
 
     def query_input(self, x: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
         """What queries are computed from, [T, H]: the same as keys, unless a model has its own."""
@@ -204,7 +204,7 @@ class CausalSelfAttention(nn.Cell):
         x: Tensor,
         k_cache: Parameter,
         v_cache: Parameter,
-        index: Tensor,
+        index: Tensor | tuple[Tensor, ...],
         mask: Tensor,
         tables: tuple[Tensor, ...] = (),
     ) -> Tensor:
@@ -214,14 +214,14 @@ class CausalSelfAttention(nn.Cell):
             x: [B, H].
             k_cache: [B * G, C, D], written in place.
             v_cache: the same.
-            index: int32 [B * G, 2], (row of the cache, position to write).
-            mask: of `CausalLM.cache_mask`; one with four axes is for `steps`.
+            index: int32 [B * G, 2], (row of the cache, position to write); a tuple is for `steps`.
+            mask: of `CausalLM.cache_mask`.
             tables: of `CausalLM.step_tables`.
 
         Returns:
             [B, H].
         """
-        if mask.ndim == 4:
+        if isinstance(index, tuple):
             return self.steps(x, k_cache, v_cache, index, mask, tables)
         rows = x.shape[0] * self.kv_heads
         q, k = self.q(self.query_input(x, tables)), self.k(x)
@@ -248,7 +248,7 @@ class CausalSelfAttention(nn.Cell):
         x: Tensor,
         k_cache: Parameter,
         v_cache: Parameter,
-        index: Tensor,
+        index: tuple[Tensor, ...],
         mask: Tensor,
         tables: tuple[Tensor, ...],
     ) -> Tensor:
@@ -258,7 +258,8 @@ class CausalSelfAttention(nn.Cell):
             x: [B * S, H].
             k_cache: [rows * G, C, D], written in place.
             v_cache: the same.
-            index: int32 [B * S * G, 2], (row of the cache, position to write).
+            index: int32 [B * S * G, 2], (row of the cache, position to write); and int32 [B * G],
+                the rows that are used, where there may be others.
             mask: float32 [B, 1, S, C], or with linear biases [B, N, S, C].
             tables: of `CausalLM.position_tables`.
 
@@ -268,10 +269,9 @@ class CausalSelfAttention(nn.Cell):
         batch, _, length, capacity = mask.shape
         rows, width = batch * self.kv_heads, self.head_dim
         q, k = self.queries_and_keys(x, tables)
-        k, v = self.write(k_cache, index, k), self.write(v_cache, index, self.v(x))
-        # Indexing with [:rows] would put a branch into the graph, where B is open.
-        used = (0, 0, 0), (rows, capacity, width), (1, 1, 1)
-        k, v = self.slice(k, *used), self.slice(v, *used)
+        k, v = self.write(k_cache, index[0], k), self.write(v_cache, index[0], self.v(x))
+        if len(index) == 2:
+            k, v = self.gather(k, index[1], 0), self.gather(v, index[1], 0)
         q = q.reshape((batch, length, self.heads, width)).transpose((0, 2, 1, 3))
         q = q.reshape((rows, -1, width)).astype(k.dtype)
         scores = self.product_bt(q, k).astype(self.softmax_type)
