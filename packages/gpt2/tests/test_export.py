@@ -127,6 +127,17 @@ def test_open_sizes_with_an_adapter(checkpoint, tmp_path, capsys):
     assert not (tmp_path / "open" / "lite.ini").exists()
 
 
+def test_run_files_say_the_sizes(checkpoint, tmp_path, capsys):
+    keys = ("infer.infer_seq_length=24", "model.model_config.is_dynamic=True",
+            "model.model_config.batch_size=3", "run_mode=export")  # fmt: skip
+    words = ["--load_checkpoint", str(checkpoint), f"output_dir={tmp_path}", *keys]
+    assert run_verb("export", SPEC, words) == 0
+    found = json.loads((tmp_path / "mindir" / "export.json").read_text())
+    assert (found["batch_size"], found["seq_length"], found["dynamic"]) == (3, 24, True)
+    assert found["inputs"]["both"]["input_ids"] == [-1, -1]
+    assert "without effect" not in capsys.readouterr().err
+
+
 def test_an_export_is_replaced_only_if_asked(checkpoint, exported, tmp_path, capsys):
     folder = shutil.copytree(exported, tmp_path / "export")
     before = (folder / "manifest.json").read_bytes()

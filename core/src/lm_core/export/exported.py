@@ -93,7 +93,9 @@ def _check_ranks(description: Description, context: ParallelContext) -> None:
         )
 
 
-def _open(folder: Path, description: Description, lite: Any, device_id: int) -> Decoder:
+def _open(
+    folder: Path, description: Description, lite: str | Path | None, device_id: int
+) -> Decoder:
     if lite is not None:
         from lm_core.export.lite import LiteGraphs, require
 
@@ -102,6 +104,30 @@ def _open(folder: Path, description: Description, lite: Any, device_id: int) -> 
     if description.dynamic:
         return OpenDecoder(_load(folder / description.graphs.both), description)
     return FixedDecoder(TwoGraphs(folder, description), description)
+
+
+class _Caches:
+    """The caches of a loaded graph, whose rows can change places.
+
+    Args:
+        graph: has them.
+        rows: of the caches.
+    """
+
+    def __init__(self, graph: nn.GraphCell, rows: int) -> None:
+        own = {p.name: p for p in graph.get_parameters()}
+        layers = range(sum(name.startswith("k_cache.") for name in own))
+        k_caches, v_caches = (
+            ParameterTuple([own[f"{kind}_cache.{i}"] for i in layers]) for kind in "kv"
+        )
+        self.rows, self.heads = rows, k_caches[0].shape[0] // rows
+        self.change = Reorder(k_caches, v_caches)
+
+    def reorder(self, index: np.ndarray) -> None:
+        """Row b gets what row index[b] held; those behind them stay."""
+        whole = np.concatenate((index, np.arange(len(index), self.rows))).astype(np.int32)
+        places = whole[:, None] * self.heads + np.arange(self.heads, dtype=np.int32)
+        self.change(Tensor(places.reshape(-1)))
 
 
 class TwoGraphs:
@@ -115,14 +141,11 @@ class TwoGraphs:
         own = {p.name: p for p in self.graphs["prefill"].get_parameters()}
         for parameter in self.graphs["increment"].get_parameters():
             parameter.set_data(own[parameter.name])
+        self.reorder = _Caches(self.graphs["increment"], description.batch_size).reorder
 
     def __call__(self, name: str, *inputs: np.ndarray) -> np.ndarray:
         """The logits that a graph gives for int32 inputs."""
         return self.graphs[name](*map(Tensor, inputs)).asnumpy()
-
-    def reorder(self, index: np.ndarray) -> None:
-        """Row b of the caches gets what row index[b] held."""
-        _reorder(self.graphs["increment"], index)
 
 
 class FixedDecoder:
@@ -148,7 +171,7 @@ class FixedDecoder:
                 "num_beams: MindSpore Lite keeps the caches to itself; must be 1 with --lite; "
                 "remove it"
             )
-        self.graphs.reorder(np.concatenate((index, np.arange(len(index), self.batch))))
+        self.graphs.reorder(index)
 
     def _row(self, values: np.ndarray, rest: int) -> np.ndarray:
         """int32 [B]; rows that nobody asked for are given `rest`."""
@@ -161,8 +184,8 @@ class OpenDecoder:
     """Generates with one graph; MindSpore compiles it for each shape that it is called with."""
 
     def __init__(self, graph: nn.GraphCell, description: Description) -> None:
-        self.graph = graph
-        self.batch, self.capacity = description.batch_size, description.seq_length
+        self.graph, self.capacity = graph, description.seq_length
+        self.reorder = _Caches(graph, description.batch_size).reorder
 
     def prefill(self, input_ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         rows, length = input_ids.shape
@@ -174,24 +197,8 @@ class OpenDecoder:
     def step(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._append(tokens[:, None], positions[:, None], np.zeros(len(tokens)))
 
-    def reorder(self, index: np.ndarray) -> None:
-        _reorder(self.graph, np.concatenate((index, np.arange(len(index), self.batch))))
-
     def _append(self, *inputs: np.ndarray) -> np.ndarray:
         return self.graph(*(Tensor(values.astype(np.int32)) for values in inputs)).asnumpy()
-
-
-def _reorder(graph: nn.GraphCell, index: np.ndarray) -> None:
-    """Row b of a graph's caches gets what row index[b] held; of all rows."""
-    change: Reorder | None = graph.__dict__.get("reorder")
-    own = {p.name: p for p in graph.get_parameters()}
-    if change is None:
-        layers = range(sum(name.startswith("k_cache.") for name in own))
-        caches = [ParameterTuple([own[f"{kind}_cache.{i}"] for i in layers]) for kind in "kv"]
-        change = graph.__dict__["reorder"] = Reorder(*caches)
-    heads = own["k_cache.0"].shape[0] // len(index)
-    rows = index.astype(np.int32)[:, None] * heads + np.arange(heads, dtype=np.int32)
-    change(Tensor(rows.reshape(-1)))
 
 
 def _load(path: Path) -> nn.GraphCell:

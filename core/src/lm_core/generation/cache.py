@@ -158,8 +158,9 @@ def new_caches(model: CausalLM, batch: int, capacity: int) -> tuple[ParameterTup
     attention = model.layers[0].attention
     shape = (batch * attention.kv_heads, capacity, attention.head_dim)
     numbers = range(len(model.layers))
-    return tuple(
-        ParameterTuple([_cache(f"{kind}_cache.{i}", shape) for i in numbers]) for kind in "kv"
+    return (
+        ParameterTuple([_cache(f"k_cache.{i}", shape) for i in numbers]),
+        ParameterTuple([_cache(f"v_cache.{i}", shape) for i in numbers]),
     )
 
 

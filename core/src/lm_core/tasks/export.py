@@ -96,7 +96,8 @@ def _description(spec: ModelSpec, settings: RunConfig, args: Namespace) -> Descr
     from lm_core.export.description import Description
 
     config = settings.model.config
-    named = settings.infer.infer_seq_length if settings.infer else None
+    infer = settings.infer
+    named = infer.infer_seq_length if infer and infer.is_set("infer_seq_length") else None
     length = args.seq_length or named or config.seq_length
     settings.model.config = config.widened(length)
     degrees, problems = config.parallel_config, []
@@ -164,7 +165,7 @@ def _vocabulary(args: Namespace, settings: RunConfig, source: str) -> dict[str, 
     if not named:
         return found
     folder = Path(named).parent if Path(named).is_file() else Path(named)
-    given: dict[str, Any] = io.carried_files(folder)
+    given = io.carried_files(folder)
     if not set(given) & set(io.TOKENIZER_FILES):
         raise TokenizerError(
             f"tokenizer: {folder} has no vocabulary; must be a folder with one; change --tokenizer"
