@@ -78,7 +78,8 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     folder = target / f"rank_{context.rank}" if context.world_size > 1 else target
     with new_directory(folder, overwrite=args.overwrite) as made:
         _fill(made, settings, args, checkpoint, description, context)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    size = sum({one.st_ino: one.st_size for one in found}.values())  # one file may have two names
     kind = "of open sizes" if description.dynamic else "fixed"
     print(
         f"{folder}: {byte_count(size)}, {kind}: {description.batch_size} row(s) of "
