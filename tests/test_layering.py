@@ -17,6 +17,7 @@ LAYERS = [
     ["nn"],
     ["peft", "checkpoint", "data", "tokenizer", "metrics", "sandbox"],
     ["train", "generation"],
+    ["export"],
     ["tasks", "auto", "job", "trainer", "pipeline"],
     ["cli", "launch", "testing"],
 ]
@@ -38,6 +39,9 @@ MINDSPORE_AT_IMPORT = (
     "peft",
     "train",
     "generation",
+    "export.folder",
+    "export.graphs",
+    "export.exported",
 )
 MINDSPORE_IN_CALLS = (
     *MINDSPORE_AT_IMPORT,

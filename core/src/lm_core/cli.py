@@ -40,7 +40,7 @@ VERBS = {
     "predict": "continue prompts",
     "chat": "talk to a model",
     "convert": "change the layout of a checkpoint",
-    "export": "write a graph for deployment",
+    "export": "write a model as graphs (MindIR)",
     "transform": "split, merge or recut a checkpoint in parts",
     "merge": "fold an adapter into its base model",
     "config": "show every setting of a run and where it comes from",

@@ -279,13 +279,13 @@ def test_keys_without_effect_are_said_once_and_only_where_they_would_matter(load
         "runner_config": {"sink_mode": True, "sink_size": -1},
         "context": {"enable_graph_kernel": True, "max_call_depth": 10000},
         "moe_config": {"expert_num": 1},
-        "model": {"model_config": {"is_dynamic": True, "expert_num": 1}},
+        "model": {"model_config": {"use_kvcache_op": True, "expert_num": 1}},
     }
     run = load(source)
     expected = [
         "auto_tune",
         "context.enable_graph_kernel",
-        "model.model_config.is_dynamic",
+        "model.model_config.use_kvcache_op",
         "runner_config.sink_mode",
     ]
     assert checks.no_effect(run) == expected

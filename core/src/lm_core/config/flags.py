@@ -217,9 +217,9 @@ def _layers(
     changes = _changes(args, prompts, [*texts, *overrides])
     if args.config:
         return read_layers(_source(spec, args.config), changes, [spec.configs])
-    layers = None
-    if args.load_checkpoint:
-        layers = of_checkpoint.layers(spec, args.load_checkpoint, kept)
+    # An export says what it holds as a checkpoint does.
+    source = getattr(args, "mindir", None) or args.load_checkpoint
+    layers = of_checkpoint.layers(spec, source, kept) if source else None
     if layers is None:
         given = f"; {args.load_checkpoint} holds no config.json" if args.load_checkpoint else ""
         if args.load_checkpoint and _looks_like_a_path(args.load_checkpoint):

@@ -129,12 +129,14 @@ class ModelConfig(Section):
     pet_config: LoraConfig | None = None
     parallel_config: ParallelConfig = ParallelConfig()
 
-    batch_size: Annotated[Positive, NO_EFFECT] = 1
+    batch_size: Positive = 1
+    """Rows of an exported graph; those of a training step are `runner_config.batch_size`."""
     offset: Annotated[int | list[int], NO_EFFECT] = 0
     use_moe: Annotated[bool, NO_EFFECT] = False
     expert_num: Annotated[Positive, NO_EFFECT] = 1
     per_token_num_experts_chosen: Annotated[Positive, NO_EFFECT] = 1
-    is_dynamic: Annotated[bool, NO_EFFECT] = False
+    is_dynamic: bool = False
+    """Export one graph of open sizes."""
     is_flexible_shape: Annotated[bool, NO_EFFECT] = False
     is_sample_acceleration: Annotated[bool, NO_EFFECT] = False
     use_kvcache_op: Annotated[bool, NO_EFFECT] = False

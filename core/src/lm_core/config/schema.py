@@ -130,13 +130,14 @@ class ModelSection(Section):
 
 
 class InferConfig(Section):
-    """Exported graphs."""
+    """Exported graphs. `predict --mindir` names their folder, and `--lite` the settings."""
 
-    prefill_model_path: str = ""
-    increment_model_path: str = ""
+    prefill_model_path: Annotated[str, NO_EFFECT] = ""
+    increment_model_path: Annotated[str, NO_EFFECT] = ""
     infer_seq_length: Positive = 1024
-    model_type: str = "mindir"
-    ge_config_path: str | None = None
+    """Longest prompt + answer of an export; without it `seq_length` of the model."""
+    model_type: Annotated[str, NO_EFFECT] = "mindir"
+    ge_config_path: Annotated[str | None, NO_EFFECT] = None
 
 
 def _as_list(value: Any) -> Any:

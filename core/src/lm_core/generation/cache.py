@@ -58,7 +58,9 @@ class _GreedyStep(_OverCaches):
         return ops.Argmax(-1)(self.model.step(tokens, positions, self.k_caches, self.v_caches))
 
 
-class _Reorder(nn.Cell):
+class Reorder(nn.Cell):
+    """Moves rows of caches: row b gets what row rows[b] held."""
+
     def __init__(self, k_caches: ParameterTuple, v_caches: ParameterTuple) -> None:
         super().__init__(auto_prefix=False)
         self.k_caches, self.v_caches = k_caches, v_caches
@@ -84,16 +86,12 @@ class CachedDecoder:
         self.model = model
         self.batch = batch
         self.capacity = capacity
-        attention = model.layers[0].attention
-        self.heads = attention.kv_heads
-        shape = (batch * self.heads, capacity, attention.head_dim)
-        names = range(len(model.layers))
-        k_caches = ParameterTuple([_cache(f"k_cache.{i}", shape) for i in names])
-        v_caches = ParameterTuple([_cache(f"v_cache.{i}", shape) for i in names])
+        self.heads = model.layers[0].attention.kv_heads
+        k_caches, v_caches = new_caches(model, batch, capacity)
         self._prefill = _Prefill(model, k_caches, v_caches)
         self._step = _Step(model, k_caches, v_caches)
         self._greedy = _GreedyStep(model, k_caches, v_caches)
-        self._reorder = _Reorder(k_caches, v_caches)
+        self._reorder = Reorder(k_caches, v_caches)
 
     @classmethod
     def for_model(cls, model: CausalLM, batch: int, needed: int) -> CachedDecoder:
@@ -153,6 +151,17 @@ class CachedDecoder:
     def _evaluate(self) -> None:
         if self.model.training:
             self.model.set_train(False)
+
+
+def new_caches(model: CausalLM, batch: int, capacity: int) -> tuple[ParameterTuple, ParameterTuple]:
+    """Empty caches of keys and of values: float32 [B * G, C, D] for each layer."""
+    attention = model.layers[0].attention
+    shape = (batch * attention.kv_heads, capacity, attention.head_dim)
+    numbers = range(len(model.layers))
+    return (
+        ParameterTuple([_cache(f"k_cache.{i}", shape) for i in numbers]),
+        ParameterTuple([_cache(f"v_cache.{i}", shape) for i in numbers]),
+    )
 
 
 def _cache(name: str, shape: tuple[int, ...]) -> Parameter:

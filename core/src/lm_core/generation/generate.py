@@ -153,7 +153,13 @@ def _batch(
 
 
 def open_decoder(model: Any, rows: int, length: int, use_past: bool) -> Decoder:
-    """What computes the logits of `model` for `rows` rows of up to `length` tokens."""
+    """What computes the logits of `model` for `rows` rows of up to `length` tokens.
+
+    A model that is no network says it itself (`lm_core.export.exported.ExportedModel`).
+    """
+    own = getattr(model, "decoder", None)
+    if own is not None:
+        return own(rows, length)
     if use_past:
         from lm_core.generation.cache import CachedDecoder
 

@@ -26,7 +26,7 @@ class GeluTanh(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """x: any shape."""
         # Eight quick kernels against a slow one: for a few rows, starting them takes longer.
-        if self.on_cpu and x.size > _FEW:
+        if self.on_cpu and cpu.more_than(x.size, _FEW):
             return self.cpu_gelu(x)
         return self.gelu(x)
 

@@ -102,6 +102,7 @@ class CausalSelfAttention(nn.Cell):
         self.product = ops.BatchMatMul()
         self.product_bt = ops.BatchMatMul(transpose_b=True)
         self.scatter = ops.ScatterNdUpdate()
+        self.gather = ops.Gather()
 
     def query_input(self, x: Tensor, tables: tuple[Tensor, ...]) -> Tensor:
         """What queries are computed from, [T, H]: the same as keys, unless a model has its own."""
@@ -187,8 +188,8 @@ class CausalSelfAttention(nn.Cell):
     ) -> Tensor:
         """As `construct`, and fills the caches [B * G, C, D] from position 0."""
         found = self.whole(x, batch, Tensor(np.zeros(2, np.int32)), tables, ())
-        ops.assign(k_cache, self.pad(found[1], k_cache.shape[1]))
-        ops.assign(v_cache, self.pad(found[2], v_cache.shape[1]))
+        ops.assign(k_cache, self.pad(found[1], k_cache.shape[1]).astype(k_cache.dtype))
+        ops.assign(v_cache, self.pad(found[2], v_cache.shape[1]).astype(v_cache.dtype))
         return self.out(found[0].reshape((x.shape[0], self.heads * self.head_dim)))
 
     def pad(self, x: Tensor, capacity: int) -> Tensor:
@@ -203,7 +204,7 @@ class CausalSelfAttention(nn.Cell):
         x: Tensor,
         k_cache: Parameter,
         v_cache: Parameter,
-        index: Tensor,
+        index: Tensor | tuple[Tensor, ...],
         mask: Tensor,
         tables: tuple[Tensor, ...] = (),
     ) -> Tensor:
@@ -213,24 +214,69 @@ class CausalSelfAttention(nn.Cell):
             x: [B, H].
             k_cache: [B * G, C, D], written in place.
             v_cache: the same.
-            index: int32 [B * G, 2], (row of the cache, position to write).
+            index: int32 [B * G, 2], (row of the cache, position to write); a tuple is for `steps`.
             mask: of `CausalLM.cache_mask`.
             tables: of `CausalLM.step_tables`.
 
         Returns:
             [B, H].
         """
+        if isinstance(index, tuple):
+            return self.steps(x, k_cache, v_cache, index, mask, tables)
         rows = x.shape[0] * self.kv_heads
         q, k = self.q(self.query_input(x, tables)), self.k(x)
         if self.rotate is None:
             q = q * self.scale
         else:
             # The matrix of queries holds the scale already.
+            q, k = q.astype(tables[0].dtype), k.astype(tables[1].dtype)
             q = self.product(q.reshape((-1, self.heads, self.head_dim)), tables[0])
             k = self.product(k.reshape((-1, self.kv_heads, self.head_dim)), tables[1])
         q = q.reshape((rows, self.heads // self.kv_heads, self.head_dim))
-        k = self.scatter(k_cache, index, k.reshape((rows, self.head_dim)))
-        v = self.scatter(v_cache, index, self.v(x).reshape((rows, self.head_dim)))
-        scores = self.product_bt(q, k).astype(self.softmax_type) + mask
-        mixed = self.product(self.softmax(scores).astype(v.dtype), v)
+        k = self.write(k_cache, index, k)
+        v = self.write(v_cache, index, self.v(x))
+        scores = self.product_bt(q.astype(k.dtype), k).astype(self.softmax_type) + mask
+        mixed = self.product(self.softmax(scores).astype(v.dtype), v).astype(x.dtype)
         return self.out(mixed.reshape((x.shape[0], self.heads * self.head_dim)))
+
+    def write(self, cache: Parameter, index: Tensor, x: Tensor) -> Tensor:
+        """Writes keys or values, [T, G * D] or any shape of as many, into a cache; returns that."""
+        return self.scatter(cache, index, x.reshape((-1, self.head_dim)).astype(cache.dtype))
+
+    def steps(
+        self,
+        x: Tensor,
+        k_cache: Parameter,
+        v_cache: Parameter,
+        index: tuple[Tensor, ...],
+        mask: Tensor,
+        tables: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Several tokens per row; B, at most the rows of the cache, and S need not be known.
+
+        Args:
+            x: [B * S, H].
+            k_cache: [rows * G, C, D], written in place.
+            v_cache: the same.
+            index: int32 [B * S * G, 2], (row of the cache, position to write); and int32 [B * G],
+                the rows that are used, where there may be others.
+            mask: float32 [B, 1, S, C], or with linear biases [B, N, S, C].
+            tables: of `CausalLM.position_tables`.
+
+        Returns:
+            [B * S, H].
+        """
+        batch, _, length, capacity = mask.shape
+        rows, width = batch * self.kv_heads, self.head_dim
+        q, k = self.queries_and_keys(x, tables)
+        k, v = self.write(k_cache, index[0], k), self.write(v_cache, index[0], self.v(x))
+        if len(index) == 2:
+            k, v = self.gather(k, index[1], 0), self.gather(v, index[1], 0)
+        q = q.reshape((batch, length, self.heads, width)).transpose((0, 2, 1, 3))
+        q = q.reshape((rows, -1, width)).astype(k.dtype)
+        scores = self.product_bt(q, k).astype(self.softmax_type)
+        scores = scores.reshape((batch, self.heads, length, capacity)) + mask
+        p = self.softmax(scores).astype(v.dtype).reshape((rows, -1, capacity))
+        mixed = self.product(p, v).reshape((batch, self.heads, length, width))
+        mixed = mixed.transpose((0, 2, 1, 3)).reshape((-1, self.heads * width))
+        return self.out(mixed.astype(x.dtype))

@@ -18,10 +18,19 @@ gradient.
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
+from mindspore.ops.functional import isconstant
 
 _LINEAR = 1.5957691216057308
 """2 sqrt(2 / pi)."""
 _CUBIC = 0.044715 * _LINEAR
+
+
+def more_than(size: int, few: int) -> bool:
+    """Whether a size, which a graph knows when it is compiled, is above a limit; else it is not.
+
+    Without the first question a graph of open sizes would get a branch.
+    """
+    return isconstant(size) and size > few
 
 
 class GeluTanh(nn.Cell):

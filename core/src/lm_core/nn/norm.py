@@ -60,7 +60,7 @@ class RmsNorm(nn.Cell):
         y = x.astype(ms.float32)
         if self.on_cpu and self.training:
             y, _ = self.cpu_norm(y, self.weight)
-        elif self.on_cpu and x.shape[0] > _FEW:
+        elif self.on_cpu and cpu.more_than(x.shape[0], _FEW):
             y, _ = cpu.rms_normed(y, self.weight, self.eps)
         else:
             y = y * ops.rsqrt(self.mean(y * y, -1) + self.eps) * self.weight

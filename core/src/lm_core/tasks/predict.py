@@ -40,6 +40,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_run_arguments(parser)
     group = add_settings(parser, SETTINGS)
     group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
+    group.add_argument("--mindir", metavar="DIR", help="run the graphs that `export` wrote")
+    group.add_argument(
+        "--lite", metavar="INI", help="run them with MindSpore Lite and these settings (untested)"
+    )
     group.add_argument("--stream", action="store_true", help="show each token as it comes")
     group.add_argument(
         "--infill", action="store_true", help="write what is missing at <FILL_ME> in each text"
@@ -63,7 +67,7 @@ def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     """Prints `[{'text_generation_text': [text]}]` or `[{'label': name, 'score': p}]` per prompt."""
-    settings = resolve_run(spec, args, overrides)
+    settings = resolve_run(spec, args, [*overrides, *_of_export(args)])
     data = settings.input_data or []
     texts = prompts([data] if isinstance(data, str) else data)
     options = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
@@ -133,16 +137,85 @@ def open_pipeline(settings: RunConfig, args: Namespace, options: dict[str, Any])
     config = settings.model.config
     if not config.is_classifier:
         GenerationConfig.from_model(config, **options)  # wrong flags need not wait for the weights
-    checkpoint = settings.load_checkpoint or config.checkpoint_name_or_path
-    if not checkpoint:
-        raise GenerationError(
-            "load_checkpoint: is missing; must be the weights to use; add --load_checkpoint DIR"
-        )
+    if getattr(args, "mindir", None):
+        return _open_export(settings, args, options)
     adapter = settings.load_adapter or None
-    model = job.load(settings, checkpoint, job.join(settings), adapter=adapter)
+    model = job.load(settings, weights_of(settings), job.join(settings), adapter=adapter)
     vocabulary = _vocabulary(settings, args, model)
     tokenizer = AutoTokenizer.from_pretrained(vocabulary, family=config)
     return pipeline(config.task, model, tokenizer, **options)
+
+
+def weights_of(settings: RunConfig) -> str:
+    """Where the weights of a run are.
+
+    Raises:
+        GenerationError: it names none.
+    """
+    found = settings.load_checkpoint or settings.model.config.checkpoint_name_or_path
+    if not found:
+        raise GenerationError(
+            "load_checkpoint: is missing; must be the weights to use; add --load_checkpoint DIR"
+        )
+    return found
+
+
+def _of_export(args: Namespace) -> list[str]:
+    """The degrees of the export that is to run, as overrides; none where weights are loaded.
+
+    Raises:
+        GenerationError: flags that are for weights.
+    """
+    if not args.mindir:
+        if args.lite:
+            raise GenerationError("lite: runs graphs; must have --mindir DIR; add it")
+        return []
+    from lm_core.export import description
+
+    wrong = [name for name in ("config", "load_checkpoint", "load_adapter") if getattr(args, name)]
+    if wrong:
+        raise GenerationError(
+            *(
+                f"{name}: is with mindir, and an export has its own; remove one of the two"
+                for name in wrong
+            )
+        )
+    found = description.read(args.mindir)
+    if found.model_parallel == 1 or args.lite:
+        return []
+    return [
+        "use_parallel=True",
+        f"parallel_config.model_parallel={found.model_parallel}",
+        f"parallel_config.vocab_emb_dp={found.vocab_emb_dp}",
+    ]
+
+
+def _open_export(settings: RunConfig, args: Namespace, options: dict[str, Any]) -> Any:
+    """As `open_pipeline`, of the graphs that `export` wrote."""
+    from lm_core import job
+    from lm_core.auto import AutoTokenizer
+    from lm_core.export import description as described
+    from lm_core.export.exported import ExportedModel
+    from lm_core.generation.config import GenerationConfig
+    from lm_core.pipeline import BATCH_SIZE, pipeline
+
+    config = settings.model.config
+    beams = GenerationConfig.from_model(config, **options).num_beams
+    rows = described.read(args.mindir).batch_size
+    asked = args.predict_batch_size or settings.predict_batch_size
+    described.check_rows(rows, beams * (asked or 1))
+    model = ExportedModel(
+        args.mindir,
+        config,
+        context=job.join(settings),
+        lite=args.lite,
+        device_id=settings.context.device_id,
+    )
+    vocabulary = _vocabulary(settings, args, model)
+    tokenizer = AutoTokenizer.from_pretrained(vocabulary, family=config)
+    described.check_tokens(model.description, tokenizer.vocab_size, str(vocabulary))
+    size = min(BATCH_SIZE, rows // beams)
+    return pipeline(config.task, model, tokenizer, batch_size=size, **options)
 
 
 def _vocabulary(settings: RunConfig, args: Namespace, model: Any) -> str | Path:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
     from lm_core.spec import ModelSpec
 
-_NO_MODULES = {"config", "export"}
-"""`lm config` looks at runs of all models; exporting is not part of this version."""
+_NO_MODULES = {"config"}
+"""`lm config` looks at runs of all models."""
 LAYOUTS = ("hf", "mindformers")
 
 

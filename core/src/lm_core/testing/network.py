@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -151,6 +152,64 @@ class NetworkContract:
         steps += [decoder.step(ids[:, t], np.array([t, t])) for t in range(4, SHAPE[1])]
         actual = np.stack(steps, axis=1)
         np.testing.assert_allclose(actual, expected[:, 3:], rtol=0, atol=TOLERANCES.cached)
+
+    def test_half_wide_weights_are_decoded(self) -> None:
+        """A residual stream of float16 beside caches of float32; 11 bits are 3 digits."""
+        from lm_core.generation.cache import CachedDecoder
+
+        half = tiny.model(
+            self.spec, **{**self.sizes, "num_layers": 1, "param_init_type": "float16"}
+        )
+        ids = tiny.token_ids(half.config.vocab_size, SHAPE, seed=12)
+        expected = logits_of(half, ids)[:, 3:]
+        decoder = CachedDecoder(half, 2, 16)
+        steps = [decoder.prefill(ids[:, :4], np.array([4, 4]))]
+        steps += [decoder.step(ids[:, t], np.array([t, t])) for t in range(4, SHAPE[1])]
+        error = np.abs(np.stack(steps, axis=1) - expected).max()
+        assert error < 0.01 * np.abs(expected).max()
+
+    # Graphs in files.
+
+    @pytest.mark.parametrize("dynamic", [False, True])
+    def test_exported_graphs_are_the_model(
+        self, model: CausalLM, dynamic: bool, tmp_path: Path
+    ) -> None:
+        """Logits of 12 cached steps behind unequal prompts, and tokens: greedy, drawn, by beams."""
+        from lm_core.export.exported import ExportedModel
+        from lm_core.generation.cache import CachedDecoder
+
+        found = ExportedModel(exported(model, tmp_path / "export", 4, 32, dynamic))
+        # Always three rows of four, so that graphs of open sizes are compiled twice only.
+        ids = tiny.token_ids(model.config.vocab_size, (3, 18), seed=13)
+        lengths = np.array([3, 6, 1])
+        decoders = found.decoder(3, 32), CachedDecoder.for_model(model, 3, 32)
+        steps = [[decoder.prefill(ids[:, :6], lengths)] for decoder in decoders]
+        for number in range(12):
+            for decoder, own in zip(decoders, steps, strict=True):
+                own.append(decoder.step(ids[:, 6 + number], lengths + number))
+        np.testing.assert_allclose(*map(np.stack, steps), rtol=0, atol=TOLERANCES.cached)
+        prompts = [ids[0, :1].tolist(), ids[1, :7].tolist(), ids[0, 3:6].tolist()]
+        for options in ({}, {"do_sample": True, "seed": 4}, {"num_beams": 3}):
+            settings: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": [], **options}
+            given = prompts[1:2] if options.get("num_beams") else prompts
+            pairs = zip(
+                found.generate(given, **settings), model.generate(given, **settings), strict=True
+            )
+            assert all(np.array_equal(*pair) for pair in pairs), options
+
+
+def exported(model: CausalLM, folder: Path, rows: int, length: int, dynamic: bool = False) -> Path:
+    """The folder of a new export, without a tokenizer."""
+    from lm_core.checkpoint.atomic import new_directory
+    from lm_core.export.description import Description
+    from lm_core.export.folder import fill
+
+    description = Description(
+        model=model.spec_name, batch_size=rows, seq_length=length, dynamic=dynamic
+    )
+    with new_directory(folder) as made:
+        fill(made, model, description, {})
+    return folder
 
 
 def logits_of(model: CausalLM, ids: np.ndarray) -> np.ndarray:
