@@ -78,9 +78,10 @@ class CachedDecoder:
         model: its weights are shared, not copied.
         batch: B, rows.
         capacity: C, the longest prompt + answer.
+        prefix: begins the names of the caches; graphs over two decoders need different ones.
     """
 
-    def __init__(self, model: CausalLM, batch: int, capacity: int) -> None:
+    def __init__(self, model: CausalLM, batch: int, capacity: int, prefix: str = "") -> None:
         self.model = model
         self.batch = batch
         self.capacity = capacity
@@ -88,8 +89,9 @@ class CachedDecoder:
         self.heads = attention.kv_heads
         shape = (batch * self.heads, capacity, attention.head_dim)
         names = range(len(model.layers))
-        k_caches = ParameterTuple([_cache(f"k_cache.{i}", shape) for i in names])
-        v_caches = ParameterTuple([_cache(f"v_cache.{i}", shape) for i in names])
+        k_caches = ParameterTuple([_cache(f"{prefix}k_cache.{i}", shape) for i in names])
+        v_caches = ParameterTuple([_cache(f"{prefix}v_cache.{i}", shape) for i in names])
+        self.caches = ParameterTuple([*k_caches, *v_caches])
         self._prefill = _Prefill(model, k_caches, v_caches)
         self._step = _Step(model, k_caches, v_caches)
         self._greedy = _GreedyStep(model, k_caches, v_caches)
