@@ -192,6 +192,11 @@ class Engine:
             self._changed.notify_all()
 
     @property
+    def open(self) -> bool:
+        """Whether requests are taken."""
+        return self._open
+
+    @property
     def load(self) -> tuple[int, int]:
         """How many requests are computed, and how many wait."""
         with self._changed:
