@@ -216,11 +216,15 @@ class Engine:
         with self._changed:
             return self._changed.wait_for(idle, timeout)
 
-    def close(self) -> None:
-        """Ends all requests and the thread."""
+    def stop(self) -> None:
+        """Ends all requests, and the thread, after the step that is being made."""
         with self._changed:
             self._open, self._stopping = False, True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """As `stop`, and waits for it."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:

@@ -1,7 +1,9 @@
 """The process around the application: its socket, and how it ends.
 
 A first SIGTERM or Ctrl-C drains: no new requests, those that are here are answered, then the
-process ends. A second one ends it at once. uvicorn is an extra, so it is imported where it is used.
+process ends. A second one ends their answers where they are.
+
+uvicorn is an extra, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -116,8 +117,7 @@ def run(app: Any, engine: Engine, bound: socket.socket, drain_seconds: float) ->
 
 async def _serve(server: Any, engine: Engine, bound: socket.socket, drain_seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    draining = threading.Event()
-    task: list[asyncio.Task[None]] = []
+    draining: list[asyncio.Task[None]] = []
 
     async def drain() -> None:
         engine.drain()
@@ -128,15 +128,14 @@ async def _serve(server: Any, engine: Engine, bound: socket.socket, drain_second
         )
         if not await asyncio.to_thread(engine.wait_idle, drain_seconds):
             get_logger(__name__).warning("some requests took too long and are ended")
-            await asyncio.to_thread(engine.close)
+            engine.stop()
         server.should_exit = True
 
     def stop() -> None:
-        if draining.is_set():
-            server.should_exit = server.force_exit = True
-            return
-        draining.set()
-        task.append(loop.create_task(drain()))
+        if draining:
+            engine.stop()
+        else:
+            draining.append(loop.create_task(drain()))
 
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)

@@ -156,6 +156,7 @@ def _serve(
     log = get_logger(__name__)
     log.info(f"compiling; {args.max_batch} requests at once, {own.max_length} tokens each")
     engine.start()
+    bound.listen()  # whoever reads the next line may connect
     log.info(f"serving {args.model_name} at {server.url_of(bound)}/v1 (Ctrl-C ends it)")
     server.run(build(service, key, hosts), engine, bound, args.drain_timeout)
     return 0
