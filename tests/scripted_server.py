@@ -52,7 +52,7 @@ class Script:
         return self.rows - len(self.said)
 
     def compile(self):
-        pass
+        return ()
 
     def open(self, prompt):
         row = min(set(range(self.rows)) - set(self.said))

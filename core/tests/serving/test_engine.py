@@ -20,7 +20,7 @@ class Held:
         self.free, self.go = rows, threading.Event()
 
     def compile(self):
-        pass
+        return ()
 
     def open(self, prompt):
         assert self.go.wait(30)
@@ -87,3 +87,27 @@ def test_what_compiling_raises_is_raised_where_the_engine_starts():
     places.compile = lambda: (_ for _ in ()).throw(GenerationError("model: is odd; must not be"))
     with pytest.raises(GenerationError, match="is odd"):
         Engine(places, max_queue=1).start()
+
+
+def test_an_engine_that_is_stopped_while_it_compiles_does_not_go_on(monkeypatch):
+    """As a signal does it: the thread that waits for the engine gets an exception."""
+    places, compiled = Held(), []
+
+    def compile_slowly():
+        for number in range(1000):
+            compiled.append(number)
+            threading.Event().wait(0.01)
+            yield
+
+    places.compile = compile_slowly
+    engine = Engine(places, max_queue=1)
+
+    def interrupted(condition):
+        while not compiled:
+            threading.Event().wait(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._changed, "wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.start()
+    assert 0 < len(compiled) < 500 and not engine._thread.is_alive()

@@ -6,7 +6,7 @@ nothing else is open it stays where it is: a step of one row costs a fraction of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
@@ -72,16 +72,23 @@ class Slots:
         """How many more can be opened."""
         return self.rows - len(self._open)
 
-    def compile(self) -> None:
-        """Compiles what every request needs, so that none waits for it; prompts of 32 tokens."""
-        prompt, fed = np.zeros(1, np.int32), {0: (0, 1), 1: (0, 1)}
-        for rows in range(1, min(self.rows, 2) + 1):
+    def compile(self) -> Iterator[None]:
+        """Compiles what every request needs, so that none waits for it; prompts of 32 tokens.
+
+        Yields:
+            after each graph.
+        """
+        prompt, several = np.zeros(1, np.int32), min(self.rows, 2)
+        for count in range(1, several + 1):
             self.open(prompt)
+            yield
             for greedy in (True, False):
-                self.step({row: fed[row] for row in range(rows)}, greedy)
-        for row in range(1, min(self.rows, 2)):
+                self.step(dict.fromkeys(range(count), (0, 1)), greedy)
+                yield
+        for row in range(1, several):
             self.close(row)
             self._return()
+            yield
         self.close(0)
 
     def open(self, prompt: np.ndarray) -> tuple[int, np.ndarray]:

@@ -10,7 +10,7 @@ Nothing here knows of text or of HTTP.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Protocol
@@ -37,7 +37,7 @@ class Places(Protocol):
 
     @property
     def free(self) -> int: ...
-    def compile(self) -> None: ...
+    def compile(self) -> Iterable[None]: ...
     def open(self, prompt: np.ndarray) -> tuple[int, np.ndarray]: ...
     def step(self, fed: Mapping[int, tuple[int, int]], greedy: bool) -> dict[int, np.ndarray]: ...
     def close(self, row: int) -> None: ...
@@ -164,8 +164,12 @@ class Engine:
             Exception: what compiling raised.
         """
         self._thread.start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._open or self._failure is not None)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._open or self._failure is not None)
+        except BaseException:
+            self.close()  # a process that ends while a thread compiles is aborted
+            raise
         if self._failure is not None:
             raise self._failure
 
@@ -229,14 +233,16 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self.places.compile()
+            for _ in self.places.compile():
+                if self._stopping:
+                    return
         except BaseException as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
             return
         with self._changed:
-            self._open = True
+            self._open = not self._stopping
             self._changed.notify_all()
         while self._wait():
             self._admit()
