@@ -111,3 +111,47 @@ def test_an_engine_that_is_stopped_while_it_compiles_does_not_go_on(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         engine.start()
     assert 0 < len(compiled) < 500 and not engine._thread.is_alive()
+
+
+def test_a_reader_that_fails_is_told_so_and_does_not_stop_the_others():
+    places = Held()
+    places.go.set()
+    engine = Engine(places, max_queue=8)
+    engine.start()
+    broken, good = held_answer(), held_answer()
+
+    def fails(*_):
+        raise RuntimeError("cannot read this")
+
+    broken.reader.token = fails
+    worse = held_answer()
+    ends = iter([fails])
+    kept = worse.reader.end
+    worse.reader.end = lambda reason: next(ends, kept)(reason)
+    engine.submit([broken, worse, good])
+    assert good.reader.wait() == [1, 1]
+    broken.reader.wait(), worse.reader.wait()
+    assert broken.reader.reason == "error: it could not be computed"
+    assert worse.reader.reason == "error: it could not be told"
+    engine.close()
+
+
+def test_an_engine_that_fails_ends_all_answers_and_is_not_open():
+    places = Held()
+    engine = Engine(places, max_queue=8)
+    engine.start()
+    here = [held_answer(10**6), held_answer()]
+    engine.submit(here)
+
+    def broken():
+        raise RuntimeError("this machine is broken")
+
+    engine._step = broken
+    places.go.set()
+    for one in here:
+        one.reader.wait()
+    assert {one.reader.reason for one in here} == {"closed"}
+    engine._thread.join(10)
+    assert not engine.open and engine.load == (0, 0)
+    with pytest.raises(Closing):
+        engine.submit([held_answer()])

@@ -104,11 +104,11 @@ class Slots:
         if self._alone is not None:
             self._move(self._alone)
         logits = self._one.prefill(prompt[None], np.array([len(prompt)]))[0]
-        self._open.add(row)
-        if len(self._open) == 1:
-            self._alone = row
-        else:
+        if self._open:
             self._move(row)
+        else:
+            self._alone = row
+        self._open.add(row)
         return row, logits
 
     def step(self, fed: Mapping[int, tuple[int, int]], greedy: bool) -> dict[int, np.ndarray]:
@@ -140,8 +140,8 @@ class Slots:
 
     def _move(self, row: int) -> None:
         """The caches of _one become a row of the batch."""
-        self._alone = None
         self._copy(Tensor(self._rows(row)[:, None]))
+        self._alone = None
 
     def _return_if_left_alone(self) -> None:
         if len(self._open) == 1 and self._alone is None:

@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_core.errors import LmError
@@ -29,11 +29,11 @@ Send = Callable[[Message], Awaitable[None]]
 Found = TypeVar("Found")
 AskedKind = TypeVar("AskedKind", bound=Asked)
 
+_GONE = "client: has gone"
 BODY_SECONDS = 30.0
 """A client has so long to send a request."""
 GRACE_SECONDS = 30.0
 """And so long to read the rest of a stream whose time is over."""
-_GONE = ApiFault(499, "client: has gone")
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -208,7 +208,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Found]) -> Fo
     try:
         await asyncio.wait({watch, task}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _GONE
+            raise ApiFault(499, _GONE)
         return task.result()
     finally:
         watch.cancel()
@@ -232,10 +232,11 @@ class _Stream:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         try:
             # A client that does not read what it is sent would stay for ever.
-            async with asyncio.timeout_at(self.call.deadline + GRACE_SECONDS):
-                events = self._events()
-                response = StreamingResponse(events, 200, headers, "text/event-stream")
-                await response(scope, receive, send)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self.call.deadline + GRACE_SECONDS):
+                    events = self._events()
+                    response = StreamingResponse(events, 200, headers, "text/event-stream")
+                    await response(scope, receive, send)
         finally:
             self.service.close(self.call)
 
@@ -274,7 +275,7 @@ async def _told(request: Request, fault: ApiFault) -> Response:
 
 
 async def _told_nobody(request: Request, error: Exception) -> Response:
-    return _response(_GONE.body, _GONE.status)
+    return _response(ApiFault(499, _GONE).body, 499)
 
 
 async def _told_of_http(request: Request, error: Any) -> Response:

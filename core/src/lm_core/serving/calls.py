@@ -17,7 +17,7 @@ from lm_core.generation.config import GenerationConfig
 from lm_core.generation.prompts import fit, read_prompts
 from lm_core.generation.sampling import streams
 from lm_core.serving.engine import Answer, Busy, Closing, Engine
-from lm_core.serving.faults import ApiFault, ended
+from lm_core.serving.faults import ApiFault, closed, ended
 from lm_core.serving.protocol import Asked, ChatAsked, CompletionAsked
 from lm_core.serving.replies import Chat, Completion, Usage
 from lm_core.serving.text import AnswerText, Piece
@@ -161,7 +161,7 @@ class Service:
                 429, "server: too many requests are waiting; try again later", "queue_full", 1
             ) from None
         except Closing:
-            raise ended("closed") from None  # type: ignore[misc]
+            raise closed() from None
 
     def _encode(self, asked: Asked) -> list[np.ndarray]:
         """The ids of each prompt, which leave room for an answer."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Protocol
@@ -244,11 +245,16 @@ class Engine:
         with self._changed:
             self._open = not self._stopping
             self._changed.notify_all()
-        while self._wait():
-            self._admit()
-            self._step()
-            self._notify()
-        self._end_all()
+        try:
+            while self._wait():
+                self._admit()
+                self._step()
+                self._notify()
+            self._end_all()
+        except Exception as error:
+            get_logger(__name__).error("the engine has failed; start it again", exc_info=error)
+            self._open = False
+            self._end_all()
 
     def _wait(self) -> bool:
         """Waits for something to do; False when there will be nothing more."""
@@ -309,24 +315,25 @@ class Engine:
 
     def _finish(self, row: int, reason: str) -> None:
         answer = self._running.pop(row)
-        self.places.close(row)
-        _end(answer, reason)
+        try:
+            self.places.close(row)
+        finally:
+            _end(answer, reason)
 
     def _failed(self, row: int | None, answer: Answer, error: Exception) -> None:
         """This answer cannot be had; what a user cannot mend is told to whoever runs the server."""
         if not isinstance(error, LmError):
             get_logger(__name__).error("an answer could not be computed", exc_info=error)
         text = str(error) if isinstance(error, GenerationError) else "it could not be computed"
-        if row is not None:
-            self._running.pop(row, None)
+        if row is not None and self._running.pop(row, None) is not None:
             self.places.close(row)
         _end(answer, f"error: {text}")
 
     def _end_all(self) -> None:
-        for row in list(self._running):
-            self._finish(row, "closed")
         with self._changed:
-            left, self._waiting = list(self._waiting), deque()
+            left = [*self._running.values(), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
         for answer in left:
             _end(answer, "closed")
         self._notify()
@@ -342,3 +349,5 @@ def _end(answer: Answer, reason: str) -> None:
         answer.reader.end(reason)
     except Exception as error:
         get_logger(__name__).error("the end of an answer could not be told", exc_info=error)
+        with suppress(Exception):
+            answer.reader.end("error: it could not be told")

@@ -41,10 +41,15 @@ _REQUEST = "invalid_request_error"
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
+def closed() -> ApiFault:
+    """The server ends."""
+    return ApiFault(503, "server: is shutting down; try another one", "shutting_down", 5)
+
+
 def ended(reason: str) -> ApiFault | None:
     """What it means to the client that an answer ended so; None: it is whole."""
     if reason == "closed":
-        return ApiFault(503, "server: is shutting down; try another one", "shutting_down", 5)
+        return closed()
     if reason.startswith("error: "):
         return ApiFault(500, reason.removeprefix("error: "), "generation_failed")
     return None

@@ -80,7 +80,7 @@ class AnswerText:
         """Delivers what was held back, and why the answer ends."""
         if reason == "stop" and not self._stopped:
             self._count += 1  # the token that ended it
-        if not self._stopped:
+        if not self._stopped and reason in ("stop", "length"):
             self._read(self._pieces.flush(), whole=True)
         if self._stopped and reason == "length":
             reason = "stop"
