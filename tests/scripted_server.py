@@ -81,11 +81,11 @@ class Script:
         return logits
 
 
-def application(engine, api_key=None, tokenizer=None, **limits):
+def application(engine, api_key=None, chats=True, **limits):
     """What answers, with a model of ROOM tokens that is called toy."""
     config = SimpleNamespace(vocab_size=VOCABULARY, bos_token_id=1, seq_length=ROOM)
     own = GenerationConfig(max_length=ROOM, eos_token_id=END, pad_token_id=0)
-    service = Service(engine, tokenizer or Bytes(), config, own, "toy", Limits(**limits))
+    service = Service(engine, Bytes(), config, own, "toy", Limits(**limits), chats)
     return build(service, api_key, LOCAL if api_key is None else None)
 
 

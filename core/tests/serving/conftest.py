@@ -20,10 +20,10 @@ def serve():
     uvicorn = pytest.importorskip("uvicorn")
     ends = []
 
-    def start(rows=2, pause=0.0, max_queue=8, api_key=None, tokenizer=None, **limits):
+    def start(rows=2, pause=0.0, max_queue=8, api_key=None, chats=True, **limits):
         engine = Engine(Script(rows, pause), max_queue)
         engine.start()
-        app = application(engine, api_key, tokenizer, **limits)
+        app = application(engine, api_key, chats, **limits)
         bound = Place(port=0).bound()
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])))

@@ -209,14 +209,7 @@ def test_a_key(serve):
 
 
 def test_a_model_that_cannot_chat(serve):
-    class Plain:
-        def __call__(self, text):
-            return {"input_ids": list(text.encode())}
-
-        def decode(self, ids, skip_special_tokens=False):
-            return bytes(ids).decode(errors="replace")
-
-    client = client_of(serve(tokenizer=Plain()))
+    client = client_of(serve(chats=False))
     with pytest.raises(openai.NotFoundError, match="has no chat format; .* use /v1/completions"):
         client.chat.completions.create(**CHAT)
     assert client.completions.create(**TEXT).choices[0].text

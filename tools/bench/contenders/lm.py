@@ -73,7 +73,7 @@ class Lm:
         engine = Engine(Slots(self.model, batch, longest), max_queue=64)
         engine.start()
         own = GenerationConfig(max_length=longest, eos_token_id=[])
-        service = Service(engine, _Numbers(), self.model.config, own, "bench", Limits())
+        service = Service(engine, _Numbers(), self.model.config, own, "bench", Limits(), False)
         bound = Place(port=0).bound()
         bound.listen()
         server = uvicorn.Server(uvicorn.Config(build(service, None, LOCAL), log_config=None))

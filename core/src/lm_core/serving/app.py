@@ -125,7 +125,7 @@ class _Api:
         return await self._reply(request, CompletionAsked)
 
     async def chat(self, request: Request) -> Response:
-        if not hasattr(self.service.tokenizer, "apply_chat_template"):
+        if not self.service.chats:
             raise ApiFault(
                 404,
                 f"model: {self.service.name} has no chat format; must be one that was trained to "

@@ -93,6 +93,7 @@ class Service:
         own: settings where a request says nothing; `max_length` is the room of a row.
         name: what clients call the model.
         limits: of requests.
+        chats: the tokenizer has a chat format.
     """
 
     def __init__(
@@ -103,9 +104,10 @@ class Service:
         own: GenerationConfig,
         name: str,
         limits: Limits,
+        chats: bool,
     ) -> None:
         self.engine, self.tokenizer, self.config = engine, tokenizer, config
-        self.own, self.name, self.limits = own, name, limits
+        self.own, self.name, self.limits, self.chats = own, name, limits, chats
         self.room = own.max_length or config.seq_length
         self.created = int(time.time())
         # Encoding may take long, and tokenizers are not made for several threads.

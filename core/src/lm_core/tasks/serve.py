@@ -64,7 +64,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     bound = place.bound()
     try:
         args.model_name = args.model_name or settings.trainer.model_name or spec.name
-        return _serve(settings, args, options, key, bound)
+        return _serve(spec, settings, args, options, key, bound)
     finally:
         bound.close()
 
@@ -131,6 +131,7 @@ def _own(config: Any, options: dict[str, Any]) -> GenerationConfig:
 
 
 def _serve(
+    spec: ModelSpec,
     settings: RunConfig,
     args: Namespace,
     options: dict[str, Any],
@@ -151,7 +152,8 @@ def _serve(
     limits = Limits(
         new_tokens=options.get("max_new_tokens"), body=args.max_body, seconds=args.request_timeout
     )
-    service = Service(engine, generator.tokenizer, model.config, own, args.model_name, limits)
+    named = (args.model_name, limits, spec.chat)
+    service = Service(engine, generator.tokenizer, model.config, own, *named)
     hosts = LOCAL | {args.host} if key is None else None
     log = get_logger(__name__)
     log.info(f"compiling; {args.max_batch} requests at once, {own.max_length} tokens each")
