@@ -25,6 +25,9 @@ class Process:
             [sys.executable, str(PROGRAM), str(pause), str(drain_seconds)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self.client, self.seen = socket.socket(), b""
+
+    def begin(self) -> None:
         self.port = int(self.process.stdout.readline())
         self.client, self.seen = self.connected(LONG), b""
         while b"la" not in self.seen.replace(b'"text":"l"', b"la"):
@@ -60,6 +63,7 @@ def start():
 
     def started(pause: float, drain_seconds: float) -> Process:
         found.append(Process(pause, drain_seconds))
+        found[-1].begin()
         return found[-1]
 
     yield started
