@@ -84,6 +84,22 @@ def test_blocks_are_read_where_they_are_asked_for(ours, tmp_path):
     assert found[0] == found[1] and np.shape(found[0]) == (1, 8)
 
 
+def test_clients_of_a_server_wait_for_whole_answers(ours, tmp_path):
+    import driver
+    import serving
+
+    _tiny("gpt2").make(tmp_path)
+    ours.load(str(tmp_path))
+    port = ours.serve(batch=2, longest=16)
+    prompts = [[number, 5] for number in range(5)]
+    assert 0 < serving.seconds(port, prompts, 4) < 60
+    assert np.shape(ours.decode(prompts, 4)["tokens"]) == (5, 4)
+    with pytest.raises(driver.ContenderError, match=r"serve: gave \[6\] tokens; must be 9 each"):
+        serving.seconds(port, [[1] * 10], 9)  # there is room for 16
+    with pytest.raises(driver.ContenderError, match="has 16 tokens; must have at most 15"):
+        serving.seconds(port, [[1] * 16], 1)
+
+
 class Blocks:
     """A worker that takes 2 GB with blocks and 5 GB without."""
 

@@ -16,7 +16,7 @@ LAYERS = [
     ["parallel"],
     ["nn"],
     ["peft", "checkpoint", "data", "tokenizer", "metrics", "sandbox"],
-    ["train", "generation"],
+    ["train", "generation", "serving"],
     ["export"],
     ["tasks", "auto", "job", "trainer", "pipeline"],
     ["cli", "launch", "testing"],
@@ -183,7 +183,10 @@ def test_core_imports_mindspore_where_tensors_are():
     assert not wrong, report(wrong)
 
 
-HEAVY = {"torch", "transformers", "peft", "huggingface_hub", "tensorboardX", "matplotlib", "fschat"}
+HEAVY = {
+    "torch", "transformers", "peft", "huggingface_hub", "tensorboardX", "matplotlib", "fschat",
+    "starlette", "uvicorn", "openai",
+}  # fmt: skip
 NEVER = {"transformers", "peft", "fschat", "fastchat"}
 
 

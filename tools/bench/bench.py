@@ -17,6 +17,7 @@ import conversion
 import numpy as np
 import preparing
 import probe
+import serving
 import several
 from driver import ContenderError, Worker, environment
 from rows import ROWS
@@ -129,6 +130,25 @@ class Bench:
         values = {name: [one["value"] for one in own] for name, own in found.items()}
         shares = {name: [one["share"] for one in own] for name, own in found.items()}
         return {"values": values} if new == 1 else {"values": values, "shares": shares}
+
+    def serving(self, model: str, clients: int, prompt: int, new: int) -> Result:
+        """New tokens per second of clients of our server, and of `generate` on their prompts."""
+        prompts = _random(model, clients, prompt, seed=prompt)
+        with ExitStack() as stack:
+            worker = self.worker(stack, "lm", model)
+            assert worker is not None
+            port = worker.ask("serve", batch=serving.BATCH, longest=prompt + new)
+            parts = [prompts[n : n + serving.BATCH] for n in range(0, clients, serving.BATCH)]
+            turns = {
+                "lm": lambda: serving.seconds(port, prompts, new),
+                serving.GENERATE: lambda: sum(
+                    worker.ask("decode", prompts=part, new=new)["seconds"] for part in parts
+                ),
+            }
+            for turn in turns.values():
+                turn()
+            found = self.in_turn(turns)
+        return {"values": {n: [clients * new / one for one in own] for n, own in found.items()}}
 
     def forward(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second from ids to the logits of all positions."""

@@ -67,6 +67,16 @@ _GPT2 = {"model": "gpt2", "batch": 4, "length": 256}
 _LLAMA = {"model": "llama", "batch": 2, "length": 256}
 
 
+def _served(clients: int) -> Row:
+    """Clients of the server that ask at the same time, for as many tokens."""
+    arguments = {"model": "gpt2", "clients": clients, "prompt": 32, "new": 64}
+    who = "client" if clients == 1 else "clients at once"
+    return Row(
+        f"server, {clients} {who}, 64 tokens after 32 each, against generate", "tokens/s",
+        "serving", arguments, targets=(("lm, generate", 0.8),),
+    )  # fmt: skip
+
+
 def _blocks(length: int, trains: bool) -> dict[str, Row]:
     """Memory and speed of attention that goes block by block."""
     arguments = {"model": "llama_long", "length": length, "trains": trains}
@@ -90,6 +100,7 @@ ROWS = {
         "decode, batch 8: 64 tokens after 32", "tokens/s", "generation",
         {"model": "gpt2", "batch": 8, "prompt": 32, "new": 64}, targets=(("transformers", 1.2),),
     ),
+    "serve1": _served(1), "serve8": _served(8), "serve32": _served(32),
     "prefill": Row(
         "prefill, 512 tokens to the first new one", "tokens/s", "generation",
         {"model": "gpt2", "batch": 1, "prompt": 512, "new": 1}, targets=(("transformers", 1.4),),

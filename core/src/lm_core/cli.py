@@ -39,6 +39,7 @@ VERBS = {
     "evaluate": "score a model on records",
     "predict": "continue prompts",
     "chat": "talk to a model",
+    "serve": "answer requests over HTTP as OpenAI's API does",
     "convert": "change the layout of a checkpoint",
     "export": "write a model as graphs (MindIR)",
     "transform": "split, merge or recut a checkpoint in parts",
@@ -48,7 +49,9 @@ VERBS = {
 }
 FORMS = {("evaluate", "humaneval"): "count the programs of a model that pass (HumanEval, pass@k)"}
 """A word behind a verb that makes it another task: `lm evaluate MODEL humaneval`."""
-WITH_RUN = ("pretrain", "finetune", "evaluate", "predict", "chat", "export", "config", "plan")
+WITH_RUN = (
+    "pretrain", "finetune", "evaluate", "predict", "chat", "serve", "export", "config", "plan",
+)  # fmt: skip
 OF_A_RUN = ("config", "plan")
 """Verbs that take a run, `lm plan RUN` or `lm plan --config RUN`, as well as a model."""
 PLAIN = {

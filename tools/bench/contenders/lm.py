@@ -14,6 +14,13 @@ from lm_core import AutoModel, LoraConfig, get_pet_model
 sys.path.append(str(Path(__file__).parents[2]))  # tools: demo_corpus
 
 
+class _Numbers:
+    """Spells ids as numbers: the models of the benchmark have no vocabulary."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(f" {index}" for index in ids)
+
+
 class Lm:
     """Our models."""
 
@@ -43,6 +50,35 @@ class Lm:
         rows = self.model.generate(prompts, max_new_tokens=new, do_sample=False, eos_token_id=[])
         seconds = time.perf_counter() - start
         return {"tokens": [row[len(prompts[0]) :].tolist() for row in rows], "seconds": seconds}
+
+    def serve(self, batch: int, longest: int) -> int:
+        """Starts a server in threads of this process; its port.
+
+        Args:
+            batch: requests computed at once.
+            longest: tokens of a prompt and its answer.
+        """
+        import asyncio
+        from threading import Thread
+
+        import uvicorn
+
+        from lm_core.generation.config import GenerationConfig
+        from lm_core.generation.slots import Slots
+        from lm_core.serving.app import LOCAL, build
+        from lm_core.serving.calls import Limits, Service
+        from lm_core.serving.engine import Engine
+        from lm_core.serving.server import Place
+
+        engine = Engine(Slots(self.model, batch, longest), max_queue=64)
+        engine.start()
+        own = GenerationConfig(max_length=longest, eos_token_id=[])
+        service = Service(engine, _Numbers(), self.model.config, own, "bench", Limits(), False)
+        bound = Place(port=0).bound()
+        bound.listen()
+        server = uvicorn.Server(uvicorn.Config(build(service, None, LOCAL), log_config=None))
+        Thread(target=lambda: asyncio.run(server.serve([bound])), daemon=True).start()
+        return int(bound.getsockname()[1])
 
     def forward(self, rows: list[list[int]]) -> dict[str, Any]:
         """Seconds until the logits of all positions are there, and the last best tokens."""

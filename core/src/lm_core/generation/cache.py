@@ -80,14 +80,16 @@ class CachedDecoder:
         model: its weights are shared, not copied.
         batch: B, rows.
         capacity: C, the longest prompt + answer.
+        prefix: begins the names of the caches; graphs over two decoders need different ones.
     """
 
-    def __init__(self, model: CausalLM, batch: int, capacity: int) -> None:
+    def __init__(self, model: CausalLM, batch: int, capacity: int, prefix: str = "") -> None:
         self.model = model
         self.batch = batch
         self.capacity = capacity
         self.heads = model.layers[0].attention.kv_heads
-        k_caches, v_caches = new_caches(model, batch, capacity)
+        k_caches, v_caches = new_caches(model, batch, capacity, prefix)
+        self.caches = ParameterTuple([*k_caches, *v_caches])
         self._prefill = _Prefill(model, k_caches, v_caches)
         self._step = _Step(model, k_caches, v_caches)
         self._greedy = _GreedyStep(model, k_caches, v_caches)
@@ -153,14 +155,23 @@ class CachedDecoder:
             self.model.set_train(False)
 
 
-def new_caches(model: CausalLM, batch: int, capacity: int) -> tuple[ParameterTuple, ParameterTuple]:
-    """Empty caches of keys and of values: float32 [B * G, C, D] for each layer."""
+def new_caches(
+    model: CausalLM, batch: int, capacity: int, prefix: str = ""
+) -> tuple[ParameterTuple, ParameterTuple]:
+    """Empty caches of keys and of values: float32 [B * G, C, D] for each layer.
+
+    Args:
+        model: whose.
+        batch: B.
+        capacity: C.
+        prefix: stands before the names of the parameters.
+    """
     attention = model.layers[0].attention
     shape = (batch * attention.kv_heads, capacity, attention.head_dim)
     numbers = range(len(model.layers))
     return (
-        ParameterTuple([_cache(f"k_cache.{i}", shape) for i in numbers]),
-        ParameterTuple([_cache(f"v_cache.{i}", shape) for i in numbers]),
+        ParameterTuple([_cache(f"{prefix}k_cache.{i}", shape) for i in numbers]),
+        ParameterTuple([_cache(f"{prefix}v_cache.{i}", shape) for i in numbers]),
     )
 
 

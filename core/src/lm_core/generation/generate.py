@@ -148,7 +148,7 @@ def _batch(
     if settings.num_beams > 1:
         return beam_search(decoder, prompts, limits, settings)
     batch = Rows(prompts, limits, settings.eos_ids, stop)
-    _decode(decoder, batch, _chooser(settings, random), streamer)
+    _decode(decoder, batch, chooser(settings, random), streamer)
     return batch.found()
 
 
@@ -251,7 +251,7 @@ def _most_likely(logits: np.ndarray, rows: Rows) -> np.ndarray:
     return logits.argmax(axis=-1).astype(np.int32)
 
 
-def _chooser(settings: GenerationConfig, random: list[np.random.Generator]) -> Chooser | None:
+def chooser(settings: GenerationConfig, random: list[np.random.Generator]) -> Chooser | None:
     """Picks the next token of every open row from float32 logits [B, V]; None: the most likely."""
     penalty = float(settings.repetition_penalty)
     if penalty == 1.0 and not settings.do_sample:

@@ -34,6 +34,7 @@ EXTRAS = {
     "hub": ("huggingface_hub", "downloads models by name"),
     "tensorboard": ("tensorboardX", "writes TensorBoard files"),
     "plot": ("matplotlib", "draws loss curves"),
+    "serve": ("uvicorn", "answers requests over HTTP"),
 }
 """Extra of lm-core -> (module, what it is for)."""
 FEW_BYTES = 2 * 1024**3

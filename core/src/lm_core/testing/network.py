@@ -141,6 +141,29 @@ class NetworkContract:
         for prompt, row in zip(prompts, together, strict=True):
             np.testing.assert_array_equal(row, _generate(model, [prompt], 8)[0])
 
+    def test_requests_that_come_and_go_are_alone(self, model: CausalLM) -> None:
+        """Each gives what it gives alone, whoever shares the cache with it and when."""
+        from lm_core.generation.slots import Slots
+
+        news, starts = (16, 3, 2), (0, 1, 5)
+        prompts = [tiny.token_ids(model.config.vocab_size, (n,), seed=n) for n in (7, 2, 5)]
+        found = [prompt.tolist() for prompt in prompts]
+        slots, rows = Slots(model, 2, 32), {}
+        for turn in range(max(news)):
+            if turn in starts:
+                number = starts.index(turn)
+                rows[number], logits = slots.open(prompts[number])
+                found[number].append(int(logits.argmax()))
+            fed = {row: (found[n][-1], len(found[n]) - 1) for n, row in rows.items()}
+            tokens = slots.step(fed, greedy=True)
+            for number, row in list(rows.items()):
+                if len(found[number]) == len(prompts[number]) + news[number]:
+                    slots.close(rows.pop(number))
+                else:
+                    found[number].append(int(tokens[row]))
+        for prompt, new, row in zip(prompts, news, found, strict=True):
+            assert _generate(model, [prompt], new)[0].tolist() == row
+
     def test_cached_logits_are_those_of_the_whole_sequence(self, model: CausalLM) -> None:
         """The numbers behind the tokens, at every position."""
         from lm_core.generation.cache import CachedDecoder

@@ -1,0 +1,1 @@
+"""A server that many clients share: requests, the batch they are computed in, HTTP around it."""
