@@ -18,6 +18,7 @@ import yaml
 from readmes import ROOT, run_all
 
 from lm_core.errors import SandboxError
+from lm_core.launch.job import free_port
 from lm_core.sandbox import runner
 from lm_core.testing import tiny
 

@@ -20,6 +20,7 @@ import probe
 import serving
 import several
 from driver import ContenderError, Worker, environment
+from prompts import check_agreement, random_rows
 from rows import ROWS
 from weights import MODELS
 
@@ -28,11 +29,6 @@ HELP = {
     "lm": ["-m", "lm_core.cli", "pretrain", "gpt2", "--help"],
     "transformers": ["-m", "transformers.cli.transformers", "--help"],
 }
-
-
-_ALIKE = 4
-"""Tokens of a row that all must agree on. Of eight rows of random weights, one has a near tie (less
-than the rounding of float32) within eight."""
 
 
 class Bench:
@@ -109,13 +105,15 @@ class Bench:
 
     def generation(self, model: str, batch: int, prompt: int, new: int) -> Result:
         """Tokens per second: new ones, or prompt tokens where only one is new."""
-        prompts = _random(model, batch, prompt, seed=prompt)
+        prompts = random_rows(model, batch, prompt, seed=prompt)
         counted = batch * (new if new > 1 else prompt)
         read = MODELS[model].weight_bytes * new
         with ExitStack() as stack:
             workers = self.workers(stack, model)
             # Graphs are compiled and libraries warm themselves up, and all must agree.
-            _agree({n: w.ask("decode", prompts=prompts, new=new) for n, w in workers.items()})
+            check_agreement(
+                {n: w.ask("decode", prompts=prompts, new=new) for n, w in workers.items()}
+            )
 
             def turn(worker: Worker) -> Callable[[], dict[str, float]]:
                 def run() -> dict[str, float]:
@@ -133,7 +131,7 @@ class Bench:
 
     def serving(self, model: str, clients: int, prompt: int, new: int) -> Result:
         """New tokens per second of clients of our server, and of `generate` on their prompts."""
-        prompts = _random(model, clients, prompt, seed=prompt)
+        prompts = random_rows(model, clients, prompt, seed=prompt)
         with ExitStack() as stack:
             worker = self.worker(stack, "lm", model)
             assert worker is not None
@@ -152,7 +150,7 @@ class Bench:
 
     def forward(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second from ids to the logits of all positions."""
-        rows = _random(model, batch, length, seed=length)
+        rows = random_rows(model, batch, length, seed=length)
         with ExitStack() as stack:
             workers = self.workers(stack, model)
             return {"values": self._compare_forward(workers, rows)}
@@ -160,7 +158,9 @@ class Bench:
     def _compare_forward(
         self, workers: dict[str, Worker], rows: list[list[int]]
     ) -> dict[str, list[float]]:
-        _agree({name: worker.ask("forward", rows=rows) for name, worker in workers.items()})
+        check_agreement(
+            {name: worker.ask("forward", rows=rows) for name, worker in workers.items()}
+        )
         tokens = len(rows) * len(rows[0])
         turns = {name: _speed(w, "forward", rows, tokens) for name, w in workers.items()}
         return self.in_turn(turns)
@@ -177,7 +177,7 @@ class Bench:
 
     def training(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second of a training step."""
-        rows = _random(model, batch, length + 1)
+        rows = random_rows(model, batch, length + 1)
         with ExitStack() as stack:
             trainers = self._trainers(stack, model)
             return {"values": self._compare_training(trainers, rows)}
@@ -204,13 +204,13 @@ class Bench:
 
     def lora(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second of a step that trains an adapter, and of one that trains all."""
-        rows = _random(model, batch, length + 1)
+        rows = random_rows(model, batch, length + 1)
         with ExitStack() as stack:
             return {"values": self._train_in_turn(self._tuners(stack, model), rows)}
 
     def lora_memory(self, model: str, batch: int, length: int) -> Result:
         """Peak memory of processes that train an adapter, or all weights, for three steps."""
-        rows = _random(model, batch, length + 1)
+        rows = random_rows(model, batch, length + 1)
         with ExitStack() as stack:
             return {"values": _peaks(self._tuners(stack, model), rows)}
 
@@ -223,7 +223,7 @@ class Bench:
 
     def training_memory(self, model: str, batch: int, length: int) -> Result:
         """Peak memory of a process that reads the model and trains three steps."""
-        rows = _random(model, batch, length + 1)
+        rows = random_rows(model, batch, length + 1)
         with ExitStack() as stack:
             return {"values": _peaks(self._trainers(stack, model), rows)}
 
@@ -247,12 +247,12 @@ class Bench:
         with ExitStack() as stack:
             workers, missing = self._with_and_without_blocks(stack, model, length, trains)
             compare = self._compare_training if trains else self._compare_forward
-            values = compare(workers, _random(model, 1, length + trains))
+            values = compare(workers, random_rows(model, 1, length + trains))
         return {"values": values, "missing": missing}
 
     def blocks_memory(self, model: str, length: int, trains: bool) -> Result:
         """What it adds to a process that has read the model, at its fullest."""
-        values, rows = {}, _random(model, 1, length + trains)
+        values, rows = {}, random_rows(model, 1, length + trains)
         with ExitStack() as stack:
             workers, missing = self._with_and_without_blocks(stack, model, length, trains)
             for name, worker in workers.items():
@@ -266,7 +266,7 @@ class Bench:
     def decode_memory(self, model: str) -> Result:
         """Peak memory of a process that reads the model and decodes 64 tokens."""
         values = {}
-        prompts = _random(model, 1, 32, seed=1)
+        prompts = random_rows(model, 1, 32, seed=1)
         with ExitStack() as stack:
             for name, worker in self.workers(stack, model).items():
                 worker.ask("decode", prompts=prompts, new=64)
@@ -275,7 +275,7 @@ class Bench:
 
     def first_token(self, model: str) -> Result:
         """Seconds from the start of a process: imports, reading the model, compiling."""
-        prompts = _random(model, 1, 32, seed=1)
+        prompts = random_rows(model, 1, 32, seed=1)
         self.folder(model)
 
         def turn(name: str) -> Callable[[], float]:
@@ -328,17 +328,20 @@ class Bench:
             measured = worker.ask("peak_memory")
         return {"values": {"lm": [measured / 1e9], "lm plan": [foretold / 1e9]}}
 
-    def conversion(self, preset: str, layers: int, layout: str) -> Result:
-        """Peak memory of a process that converts a checkpoint of several gigabytes."""
+    def _say_version(self) -> None:
+        """Ours, where no worker stays."""
         with Worker("lm") as worker:
             self.versions["lm"] = worker.ask("version")
+
+    def conversion(self, preset: str, layers: int, layout: str) -> Result:
+        """Peak memory of a process that converts a checkpoint of several gigabytes."""
+        self._say_version()
         found = conversion.measured(self.scratch, preset, layers, layout, self.rounds)
         return {"values": found}
 
     def preparation(self, dataset: str) -> Result:
         """Tokens per second from raw files to records, by data set."""
-        with Worker("lm") as worker:
-            self.versions["lm"] = worker.ask("version")
+        self._say_version()
         return {"values": self.in_turn(preparing.turns(self.scratch / f"raw-{dataset}", dataset))}
 
     def several(self, degrees: dict[str, int]) -> Result:
@@ -349,13 +352,12 @@ class Bench:
         def turn(wanted: dict[str, int]) -> Callable[[], float]:
             return lambda: several.step_seconds(folder, wanted, f"run-{next(numbers)}")
 
-        with Worker("lm") as worker:
-            self.versions["lm"] = worker.ask("version")
+        self._say_version()
         return {"values": self.in_turn({"lm": turn(degrees), "lm, one process": turn({})})}
 
     def preprocessing(self, model: str, batch: int, length: int) -> Result:
         """Tokens per second from text files to records, and of a training step beside it."""
-        rows = _random(model, batch, length + 1)
+        rows = random_rows(model, batch, length + 1)
         with ExitStack() as stack:
             writer = self.worker(stack, "lm", model)
             trainer = self.worker(stack, "lm", model)
@@ -389,15 +391,3 @@ def _speed(worker: Worker, method: str, rows: list[list[int]], tokens: int) -> C
 def _step(worker: Worker, rows: list[list[int]]) -> Callable[[], float]:
     """A turn of a training step, in which the last token of a row is a target only."""
     return _speed(worker, "train", rows, len(rows) * (len(rows[0]) - 1))
-
-
-def _random(model: str, batch: int, length: int, seed: int = 2) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, MODELS[model].vocabulary, (batch, length)).tolist()
-
-
-def _agree(answers: dict[str, dict[str, Any]]) -> None:
-    """The first tokens of all rows are the same; later ones may part at a near tie."""
-    first = {name: [row[:_ALIKE] for row in answer["tokens"]] for name, answer in answers.items()}
-    if len({str(rows) for rows in first.values()}) > 1:
-        raise ContenderError(f"the contenders compute different tokens: {first}")

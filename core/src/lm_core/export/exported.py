@@ -145,7 +145,7 @@ class TwoGraphs:
 
     def __call__(self, name: str, *inputs: np.ndarray) -> np.ndarray:
         """The logits that a graph gives for int32 inputs."""
-        return self.graphs[name](*map(Tensor, inputs)).asnumpy()
+        return self.graphs[name](*[Tensor(one) for one in inputs]).asnumpy()
 
 
 class FixedDecoder:

@@ -53,6 +53,12 @@ def build(service: Service, api_key: bytes | None, hosts: frozenset[str] | None)
     from starlette.routing import Route
 
     api = _Api(service)
+    told: dict[Any, Any] = {
+        ApiFault: _told,
+        ClientDisconnect: _told_nobody,
+        HTTPException: _told_of_http,
+        Exception: _told_of_bug,
+    }
     return Starlette(
         routes=[
             Route("/health", api.health),
@@ -62,12 +68,7 @@ def build(service: Service, api_key: bytes | None, hosts: frozenset[str] | None)
             Route("/v1/chat/completions", api.chat, methods=["POST"]),
         ],
         middleware=[Middleware(_Guard, api_key=api_key, hosts=hosts)],
-        exception_handlers={
-            ApiFault: _told,
-            ClientDisconnect: _told_nobody,
-            HTTPException: _told_of_http,
-            Exception: _told_of_bug,
-        },  # type: ignore[arg-type]
+        exception_handlers=told,
     )
 
 
@@ -121,10 +122,10 @@ class _Api:
         self._check_name(request.path_params["name"])
         return _response(self._model())
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: Request) -> Response | _Stream:
         return await self._reply(request, CompletionAsked)
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response | _Stream:
         if not self.service.chats:
             raise ApiFault(
                 404,
@@ -146,7 +147,7 @@ class _Api:
                 "model_not_found",
             )
 
-    async def _reply(self, request: Request, kind: type[Asked]) -> Response:
+    async def _reply(self, request: Request, kind: type[Asked]) -> Response | _Stream:
         asked = await self._asked(request, kind)
         self._check_name(asked.model)
         call = await self.service.open(asked)

@@ -26,10 +26,15 @@ def _joined(content: Any) -> Any:
     """The text of a message that is given in parts of text; anything else as it is."""
     if not isinstance(content, list):
         return content
-    texts = [part.get("text") for part in content if isinstance(part, dict)]
-    kinds = [isinstance(part, dict) and set(part) == {"type", "text"} for part in content]
-    plain = all(kinds) and all(part["type"] == "text" for part in content)
-    return "".join(texts) if plain and all(isinstance(text, str) for text in texts) else content
+    texts = [
+        part["text"]
+        for part in content
+        if isinstance(part, dict)
+        and set(part) == {"type", "text"}
+        and part["type"] == "text"
+        and isinstance(part["text"], str)
+    ]
+    return "".join(texts) if len(texts) == len(content) else content
 
 
 Stop = Annotated[

@@ -148,6 +148,7 @@ def _serve(
 
     model = generator.model
     own = _own(model.config, options)
+    assert own.max_length is not None, "completed settings say it"
     engine = Engine(Slots(model, args.max_batch, own.max_length), args.max_queue)
     limits = Limits(
         new_tokens=options.get("max_new_tokens"), body=args.max_body, seconds=args.request_timeout

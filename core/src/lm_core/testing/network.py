@@ -180,9 +180,8 @@ class NetworkContract:
         """A residual stream of float16 beside caches of float32; 11 bits are 3 digits."""
         from lm_core.generation.cache import CachedDecoder
 
-        half = tiny.model(
-            self.spec, **{**self.sizes, "num_layers": 1, "param_init_type": "float16"}
-        )
+        sizes: dict[str, Any] = {**self.sizes, "num_layers": 1, "param_init_type": "float16"}
+        half = tiny.model(self.spec, **sizes)
         ids = tiny.token_ids(half.config.vocab_size, SHAPE, seed=12)
         expected = logits_of(half, ids)[:, 3:]
         decoder = CachedDecoder(half, 2, 16)

@@ -71,7 +71,7 @@ class Guesses(dict[str, list[str]]):
                 }
             )
             b, e, m, s = max(begins), max(ends), max(inside), max(alone)
-        states = [_ALONE if s >= e else _ENDS]
+        states: list[str] = [_ALONE if s >= e else _ENDS]
         for before in reversed(back):
             states.append(before[states[-1]])
         return "".join(reversed(states))
