@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lm_core import __version__
 from lm_core.config.flags import add_run_arguments, resolve_run, split_overrides, str2bool
@@ -235,8 +235,17 @@ def _run_plain(verb: str, words: list[str]) -> int:
     return int(task.run(_parse(parser, words)[0]) or 0)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as everything else does, and not with its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        text = message.removeprefix("argument ")
+        raise ConfigError(f"command line: {text}; `{self.prog} --help` lists the flags")
+
+
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -262,8 +271,10 @@ def _parse(
     if parser.get_default("takes_run"):
         words, overrides = split_overrides(words, flags)
     args, rest = parser.parse_known_args(words)
-    wrong = []
-    for word in rest:
+    wrong: list[str] = []
+    for before, word in zip(["", *rest], rest, strict=False):
+        if before.startswith("--") and "=" not in before and not word.startswith("-"):
+            continue  # what was meant to be the value of a flag that there is not
         if parser.get_default("takes_run") and "=" in word and not word.startswith("-"):
             overrides.append(word)
         else:

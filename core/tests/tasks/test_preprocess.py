@@ -242,15 +242,10 @@ def test_wrong_flags_and_inputs(capsys, vocabulary, tmp_path, words, message):
     if words.startswith("--"):
         command, own = "", words.split()
     line = [*command.split(), *own[: 2 if not command else 0], *given, *(own if command else [])]
-    if message is None:
-        with pytest.raises(SystemExit) as stop:
-            preprocess(capsys, *line)
-        assert stop.value.code == 2
-    else:
-        status, _, err = preprocess(capsys, *line)
-        assert status == 2
-        (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert message in error
+    status, _, err = preprocess(capsys, *line)
+    assert status == 2
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (message or "error: command line: ") in error
     assert [path.name for path in tmp_path.iterdir()] == ["x.tokens"]
 
 

@@ -94,6 +94,8 @@ class Layers:
 
     def origin(self, path: KeyPath) -> str:
         """Where the value at `path`, or the section around it, comes from."""
+        if path[:2] == ("metric", 0) and ("metric", 0) not in self.origins:
+            path = ("metric", *path[2:])  # written as a mapping, checked as a list of one
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]

@@ -85,6 +85,7 @@ def _add_input_arguments(command: ArgumentParser, data: Preprocessor | Converter
         metavar="FILE",
         help=f"the file to write: {form}",
     )
+    command.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def _add_record_arguments(command: ArgumentParser, spec: ModelSpec, data: Preprocessor) -> None:
@@ -145,6 +146,7 @@ def _convert(data: Converter, args: Namespace) -> list[str]:
     """Writes a JSON array. Returns the report."""
     files = find_inputs(args.input_file, data.suffixes, data.inputs[0])
     output = Path(args.output_file)
+    _check_output(args)
     if any(output.exists() and output.samefile(file) for file in files):
         raise DataError(f"output_file: {output} is the input too; name another file")
     counts: Counts = Counts()
@@ -169,6 +171,7 @@ def _convert(data: Converter, args: Namespace) -> list[str]:
 def _preprocess(spec: ModelSpec, preprocessor: Preprocessor, args: Namespace) -> list[str]:
     """Writes records. Returns the report."""
     columns = preprocessor.columns(args)
+    _check_output(args)
     files = find_inputs(args.input_file, preprocessor.suffixes, preprocessor.inputs[0])
     size = sum(file.stat().st_size for file in files)
     processes = _processes(args.num_process, size)
@@ -180,6 +183,17 @@ def _preprocess(spec: ModelSpec, preprocessor: Preprocessor, args: Namespace) ->
     rate = counts["tokens"] / max(seconds, 1e-9)
     spent = f"  time: {seconds:.1f} s, {rate:,.0f} tokens/s, processes: {processes}"
     return [*_counted(args, counts, "records"), spent]
+
+
+def _check_output(args: Namespace) -> None:
+    """Raises DataError where the output, or the first part of it, is there already."""
+    output = Path(args.output_file)
+    there = [path for path in (output, output.with_name(f"{output.name}0")) if path.exists()]
+    if there and not args.overwrite:
+        raise DataError(
+            f"output_file: {there[0]} is there already; it is replaced only if asked; pass "
+            f"--overwrite or choose another name"
+        )
 
 
 def _write(
