@@ -262,3 +262,20 @@ def test_the_input_is_not_written_over(capsys, tmp_path):
     status, _, err = preprocess(capsys, *words)
     assert (status, list(tmp_path.iterdir())) == (2, [path])
     assert "records left out, no instruction and no output: 1" in err
+
+
+def test_what_is_there_is_replaced_only_if_asked(capsys, vocabulary, tmp_path):
+    (tmp_path / "x.tokens").write_text("cold water \n" * 20)
+    words = ["wiki", "--input_file", tmp_path / "x.tokens", "--seq_length", 8, "--num_process", 1]
+    words += ["--tokenizer", vocabulary, "--output_file", tmp_path / "x.mindrecord"]
+    assert preprocess(capsys, *words)[0] == 0
+    for more, name in (([], "x.mindrecord"), (["--num_splits", 2], "x.mindrecord")):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        status, _, err = preprocess(capsys, *words, *more)
+        assert status == 2 and f"{name} is there already" in err and "--overwrite" in err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert preprocess(capsys, *words, "--overwrite")[0] == 0
+    split = [*words[:-1], tmp_path / "y.mindrecord", "--num_splits", 2]
+    assert preprocess(capsys, *split)[0] == 0
+    status, _, err = preprocess(capsys, *split)
+    assert status == 2 and "y.mindrecord0 is there already" in err

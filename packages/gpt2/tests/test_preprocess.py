@@ -219,7 +219,8 @@ def test_stopped_half_way_it_leaves_the_old_output(wiki, vocabulary, tmp_path, n
     small.unlink()
     before = contents(tmp_path)
     inputs = [wiki] * 20
-    words = list(flags(wiki, output, vocabulary, "--num_process", processes))
+    own = ("--overwrite", "--num_process", processes)
+    words = list(flags(wiki, output, vocabulary, *own))
     words[2:3] = inputs
     process = subprocess.Popen(
         command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

@@ -45,7 +45,7 @@ def spelling(words: Sequence[str]) -> list[str]:
     if words and not words[0].startswith("-"):
         return list(words)
     flag = ArgumentParser(add_help=False, allow_abbrev=False)
-    flag.add_argument("--dataset_type")
+    flag.add_argument("--dataset_type", nargs="?")
     found, rest = flag.parse_known_args(list(words))
     return [found.dataset_type, *rest] if found.dataset_type else list(words)
 
@@ -146,9 +146,9 @@ def _convert(data: Converter, args: Namespace) -> list[str]:
     """Writes a JSON array. Returns the report."""
     files = find_inputs(args.input_file, data.suffixes, data.inputs[0])
     output = Path(args.output_file)
-    _check_output(args)
     if any(output.exists() and output.samefile(file) for file in files):
         raise DataError(f"output_file: {output} is the input too; name another file")
+    _check_output(args)
     counts: Counts = Counts()
     size = sum(file.stat().st_size for file in files)
     members = []
