@@ -19,8 +19,9 @@ from sources import PACKAGES, ROOT, all_sources, parse
 ENGLISH = [
     ROOT / "README.md",
     *(package / "README.md" for package in PACKAGES),
-    *sorted(path for path in ROOT.glob("docs/*.md") if not path.name.endswith(".zh.md")),
+    ROOT / "docs" / "hardware.md",
 ]
+"""Where users start."""
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`]+)`")
 
@@ -120,7 +121,11 @@ class TestPairs:
         assert ours == theirs
 
 
-DOCUMENTS = [*ENGLISH, *map(chinese, ENGLISH), ROOT / "core/README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = sorted(
+    path
+    for place in ("", "core", "docs", "packages/*")
+    for path in ROOT.glob(f"{place}/*.md".strip("/"))
+)
 
 
 @cache
