@@ -29,7 +29,15 @@ def test_writable(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (2048, "2 KiB"), (5 << 20, "5 MiB"), (4563402752, "4.25 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (2048, "2 KiB"),
+        (5 << 20, "5 MiB"),
+        (1023 << 20, "1,023 MiB"),
+        (4563402752, "4.25 GiB"),
+        (1234 << 30, "1,234 GiB"),
+    ],
 )
 def test_sizes_for_people(count, text):
     assert machine.size(count) == text

@@ -100,5 +100,6 @@ def size(count: float) -> str:
     """Bytes for people: 4563402752 -> "4.25 GiB"."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if abs(count) >= 1024**power:
-            return f"{count / 1024**power:.3g} {unit}"
+            number = count / 1024**power
+            return f"{number:.3g} {unit}" if abs(number) < 999.5 else f"{number:,.0f} {unit}"
     return f"{count:.0f} B"
