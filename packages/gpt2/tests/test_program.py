@@ -16,6 +16,7 @@ from lm_core import (
     transform_and_load_checkpoint,
 )
 from lm_core.errors import CheckpointError, ConfigError
+from lm_core.peft import layout
 from lm_core.testing import tiny
 from lm_core.testing.adapters import adapted_model
 from lm_gpt2 import SPEC
@@ -88,7 +89,9 @@ def test_weights_below_an_adapter(run, tmp_path):
     assert get_pet_model(network, LoraConfig(**PET)) is network  # which it has already
     with pytest.raises(ConfigError, match="has an adapter already"):
         get_pet_model(network, LoraConfig(lora_rank=3, target_modules=".*dense1"))
-    before = {name: value for name, value in tiny.weights(network).items() if "lora" in name}
+    before = {
+        name: value for name, value in tiny.weights(network).items() if layout.is_adapter_name(name)
+    }
     assert before
     transform_and_load_checkpoint(run, None, network)
     after = tiny.weights(network)
@@ -102,5 +105,5 @@ def test_a_trained_adapter_beside_the_weights(run, tmp_path):
     network = AutoModel.from_config(model.config)
     transform_and_load_checkpoint(run, None, network)
     ours, theirs = tiny.weights(network), tiny.weights(model)
-    assert ours.keys() == theirs.keys() and any("lora" in name for name in theirs)
+    assert ours.keys() == theirs.keys() and any(map(layout.is_adapter_name, theirs))
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
