@@ -27,6 +27,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("*/README.md")),
     *sorted(ROOT.glob("packages/*/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
 ]
 SMALLER = [
     (r"--config gpt2(?= )", "--config tiny.yaml"),
@@ -55,7 +56,7 @@ SMALLER_LLAMA = [
 
 def test_all_readmes_are_found():
     names = {str(path.relative_to(ROOT)) for path in DOCUMENTS}
-    assert {"README.md", "CONTRIBUTING.md", "core/README.md"} <= names
+    assert {"README.md", "CONTRIBUTING.md", "core/README.md", "docs/cards.md"} <= names
     assert {f"packages/{path.name}/README.md" for path in (ROOT / "packages").iterdir()} <= names
 
 

@@ -60,6 +60,46 @@ def test_every_name_has_a_home(name):
     assert (attribute or name) in names, f"{module} has no {attribute or name}"
 
 
+NAMED_BY_CARDS = {
+    "AutoConfig",
+    "AutoModel",
+    "AutoTokenizer",
+    "ContextConfig",
+    "LoraConfig",
+    "ParallelContextConfig",
+    "TextGenerationPipeline",
+    "Trainer",
+    "TransformerOpParallelConfig",
+    "build_context",
+    "build_parallel_config",
+    "get_last_checkpoint",
+    "get_pet_model",
+    "get_real_rank",
+    "init_context",
+    "pipeline",
+    "str2bool",
+    "transform_and_load_checkpoint",
+    "LmConfig",
+}
+
+
+def test_names_that_programs_of_others_import():
+    assert {*lm_core.__all__} >= NAMED_BY_CARDS
+    assert {*lm_core.__all__} == {*lm_core._HOMES}
+
+
+def test_what_decides_nothing_but_settings_loads_no_mindspore():
+    code = """
+import sys
+from lm_core import ContextConfig, LmConfig, ParallelContextConfig, TransformerOpParallelConfig
+from lm_core import build_parallel_config, get_last_checkpoint, get_real_rank, str2bool
+ContextConfig(mode=0, device_target="Ascend", device_id=1)
+ParallelContextConfig(parallel_mode="SEMI_AUTO_PARALLEL", gradients_mean=False, full_batch=True)
+print(get_real_rank(), str2bool("False"), "mindspore" in sys.modules)
+"""
+    assert run(code).split() == ["0", "False", "False"]
+
+
 def test_a_name_that_is_none():
     with pytest.raises(AttributeError, match="no attribute 'AutoModl'"):
         lm_core.AutoModl  # noqa: B018

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from lm_core import spec as registry
 from lm_core.checkpoint import hub, io
+from lm_core.checkpoint.source import Recut, Source
 from lm_core.config.model import ModelConfig
 from lm_core.errors import CheckpointError, TokenizerError
 from lm_core.log import get_logger, notice_once
+from lm_core.parallel.context import place_by
 from lm_core.peft import layout, targets
 
 if TYPE_CHECKING:
     from lm_core.checkpoint.layout.tensors import Tensors
-    from lm_core.checkpoint.source import Source
     from lm_core.nn.network import Network
     from lm_core.parallel.context import ParallelContext
     from lm_core.tokenizer.base import Tokenizer
@@ -35,6 +36,9 @@ class AutoConfig:
     def from_pretrained(name_or_path: str | Path, **changes: Any) -> ModelConfig:
         """The configuration of a preset, a model directory, a run file (YAML) or a hub id.
 
+        Where there are weights, `checkpoint_name_or_path` says so: `AutoModel.from_config` loads
+        them.
+
         Args:
             name_or_path: which one.
             **changes: fields to change.
@@ -46,28 +50,16 @@ class AutoConfig:
         if Path(name_or_path).suffix in (".yaml", ".yml"):
             config = registry.read_run(name_or_path).model.config
         else:
-            config = hub.resolve(name_or_path).config
+            source = hub.resolve(name_or_path)
+            config = source.config
+            if source.has_weights:
+                config = config.copy(checkpoint_name_or_path=str(name_or_path))
         return config.copy(changes)
 
     @staticmethod
     def show_support_list() -> list[str]:
         """The names of all presets."""
         return [name for spec in registry.installed().values() for name in spec.presets]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recut:
-    """What to do with weights that lie in `rank_R` folders.
-
-    Attributes:
-        auto_trans: recut those of other degrees ("auto_trans_ckpt").
-        scratch: where recut parts are written.
-        src_strategy: the strategy file or folder of parts that others wrote; "" for none.
-    """
-
-    auto_trans: bool = False
-    scratch: str | Path = "./output/transformed_checkpoint"
-    src_strategy: str = ""
 
 
 class AutoModel:
@@ -151,7 +143,8 @@ class AutoModel:
 
         Args:
             config: a configuration, or what `AutoConfig.from_pretrained` takes.
-            context: the place of this process; None: that which `init_context` found.
+            context: the place of this process; None: that which `init_context` found, by the
+                `parallel_config` of the configuration where it was given no degrees.
             seed: of random weights.
             **changes: fields of the configuration to change.
 
@@ -163,6 +156,7 @@ class AutoModel:
         # A copy: what a caller does to the configuration later is no business of this model.
         config = config.copy(changes)
         spec = hub.family_of(config)
+        context = context or place_by(config.parallel_config)
         if config.checkpoint_name_or_path:
             model = empty_model(config, context=context, seed=seed)
             load_weights(model, config.checkpoint_name_or_path)
@@ -230,13 +224,19 @@ def _guessed(directory: Path) -> Tokenizer:
     return next(iter(found.values()))
 
 
-def load_weights(model: Network, name_or_path: str | Path, absent: Collection[str] = ()) -> Source:
+def load_weights(
+    model: Network,
+    name_or_path: str | Path,
+    absent: Collection[str] = (),
+    recut: Recut | None = None,
+) -> Source:
     """Puts the weights that `name_or_path` names into a model.
 
     Args:
         model: built for the configuration that the weights must fit.
         name_or_path: as for `AutoModel.from_pretrained`.
         absent: parameters that may be missing there and keep their values (a new head).
+        recut: as for `AutoModel.from_pretrained`.
 
     Returns:
         where they came from.
@@ -247,7 +247,7 @@ def load_weights(model: Network, name_or_path: str | Path, absent: Collection[st
     spec = hub.family_of(model.config)
     source = hub.resolve(name_or_path, spec=spec, config=model.config)
     source = hub.weights(name_or_path, source)
-    tensors = _part(name_or_path, source, model.config, absent, model.context, None)
+    tensors = _part(name_or_path, source, model.config, absent, model.context, recut)
     io.assign(model.named_parameters(), tensors)
     _with_adapter(model, source.adapter)
     return source

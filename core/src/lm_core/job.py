@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_core.auto import AutoModel, Recut
+from lm_core.auto import AutoModel, load_weights
 from lm_core.checkpoint import hub, parts
 from lm_core.checkpoint.ranks import TRANSFORMED
+from lm_core.checkpoint.source import Recut
 from lm_core.config.checks import check_world
-from lm_core.errors import ConfigError
+from lm_core.config.load import build_parallel_config
+from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import get_logger
 from lm_core.parallel.context import ParallelContext, init_context, take_place
 from lm_core.parallel.machine import job_size
@@ -18,6 +20,7 @@ from lm_core.peft import targets
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
+    from lm_core.nn.network import Network
 
 
 def join(run: RunConfig, *, stages: bool = False) -> ParallelContext:
@@ -70,11 +73,51 @@ def write_strategy(run: RunConfig, context: ParallelContext) -> None:
 
 def load(run: RunConfig, name_or_path: str | Path, context: ParallelContext, **options: Any) -> Any:
     """`AutoModel.from_pretrained` of this process' part, with what the run says of recutting."""
-    folder = Path(run.output_dir) / TRANSFORMED
     return AutoModel.from_pretrained(
-        name_or_path,
-        config=run.model.config,
-        context=context,
-        recut=Recut(run.auto_trans_ckpt, folder, run.src_strategy_path_or_dir),
-        **options,
+        name_or_path, config=run.model.config, context=context, recut=_recut(run), **options
     )
+
+
+def _recut(run: RunConfig) -> Recut:
+    folder = Path(run.output_dir) / TRANSFORMED
+    return Recut(run.auto_trans_ckpt, folder, run.src_strategy_path_or_dir)
+
+
+def build_context(run: RunConfig) -> tuple[int, int]:
+    """`init_context` as a run says, with its degrees; returns `(rank, number of processes)`.
+
+    Raises:
+        ConfigError: the degrees do not fit the model, the processes that run, or what is done.
+    """
+    build_parallel_config(run)
+    context = join(run, stages=run.run_mode in ("train", "finetune"))
+    return context.rank, context.world_size
+
+
+def transform_and_load_checkpoint(
+    run: RunConfig, model: Any, network: Network, dataset: Any = None, *, do_predict: bool = False
+) -> None:
+    """Puts the weights that a run names into a network: this process' part, recut where it must be.
+
+    Args:
+        run: says where they are (`load_checkpoint`, `load_adapter`) and what may be done with parts
+            (`auto_trans_ckpt`, `src_strategy_path_or_dir`).
+        model: a `mindspore.train.Model` around the network. It, `dataset` and `do_predict` are what
+            a compiler needs that finds out how weights are cut. Here names and shapes say that, so
+            none of the three is looked at.
+        network: the model. An adapter that the weights do not hold stays as it is.
+        dataset: see `model`.
+        do_predict: see `model`.
+
+    Raises:
+        CheckpointError: no weights, damaged ones, or ones that do not fit: all names in one report.
+    """
+    if not run.load_checkpoint:
+        raise CheckpointError(
+            "load_checkpoint: is empty; must be the weights to load; set it in the run"
+        )
+    load_weights(network, run.load_checkpoint, recut=_recut(run))
+    if run.load_adapter:
+        from lm_core.peft.lora import get_pet_model
+
+        get_pet_model(network, run.load_adapter)

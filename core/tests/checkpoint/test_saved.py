@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from lm_core.checkpoint import atomic
-from lm_core.checkpoint.saved import CONFIG, STATE, checkpoints, newest, step_of
+from lm_core.checkpoint.saved import (
+    CONFIG,
+    STATE,
+    checkpoints,
+    get_last_checkpoint,
+    newest,
+    step_of,
+)
 from lm_core.errors import CheckpointError
 
 
@@ -82,3 +89,19 @@ def test_one_that_stepped_aside_comes_back_wherever_it_is(tmp_path):
     path = save(tmp_path / "checkpoint" / "rank_0" / "CKP-3")
     path.rename(path.parent / ".CKP-3.old-host-1-aa")
     assert newest(tmp_path) == path and not atomic.verify(path)
+
+
+def test_the_last_one_of_a_folder(tmp_path):
+    """Ours wherever they lie below it; of files of others the one that was written last."""
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint; must be .*\.ckpt; give"):
+        get_last_checkpoint(tmp_path)
+    for number, name in enumerate(("b.ckpt", "a.safetensors", "c.txt")):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (number, number))
+    assert get_last_checkpoint(tmp_path) == str(tmp_path / "a.safetensors")
+    for step in (9, 10):
+        save(tmp_path / "rank_0" / f"CKP-{step}")
+    last = tmp_path / "rank_0" / "CKP-10"
+    assert get_last_checkpoint(str(tmp_path)) == get_last_checkpoint(last) == str(last)
+    (last / STATE).unlink()
+    assert get_last_checkpoint(tmp_path / "rank_0") == str(tmp_path / "rank_0" / "CKP-9")

@@ -7,8 +7,10 @@ from itertools import product
 import pytest
 
 from lm_core.config.parallel import ParallelConfig
+from lm_core.config.schema import ContextConfig, ParallelContextConfig
 from lm_core.errors import ConfigError
-from lm_core.parallel.context import ParallelContext, init_context
+from lm_core.parallel import backend, context
+from lm_core.parallel.context import ParallelContext, get_real_rank, init_context, place_by
 
 LAYOUTS = list(product((1, 2, 3), (1, 2, 4), (1, 2, 3)))
 
@@ -122,3 +124,50 @@ def test_nobody_to_join(monkeypatch):
     monkeypatch.delenv("RANK_SIZE", raising=False)
     with pytest.raises(ConfigError, match="needs several processes and this one is alone"):
         init_context(use_parallel=True)
+
+
+@pytest.fixture
+def second_of_four(monkeypatch):
+    """`init_context` finds three others, whom nobody has to start."""
+    for name in ("_joined", "_place"):
+        monkeypatch.setattr(context, name, getattr(context, name))
+    monkeypatch.setattr(backend, "join", lambda: (1, 4))
+    monkeypatch.setattr(backend, "make_groups", list)
+
+
+def test_degrees_of_a_model_count_where_none_were_given(second_of_four):
+    """A program may join the others before it has a configuration."""
+    switches = ParallelContextConfig(parallel_mode="SEMI_AUTO_PARALLEL", full_batch=True)
+    device = ContextConfig(device_target="Ascend", device_id=3)
+    assert init_context(True, device, switches) == (1, 4)
+    assert ParallelContext.current().world_size == 1
+    assert place_by(ParallelConfig()) == ParallelContext.local()  # each has a whole model
+    place = place_by(ParallelConfig(data_parallel=2, model_parallel=2))
+    assert (place.rank, place.dp_rank, place.tp_rank) == (1, 0, 1)
+    assert ParallelContext.current() == place
+    assert place_by(ParallelConfig(model_parallel=4)) == place  # once is enough
+
+
+def test_degrees_of_a_model_that_cannot_be(second_of_four):
+    init_context(True)
+    with pytest.raises(ConfigError, match="= 8 but 4 process"):
+        place_by(ParallelConfig(model_parallel=8))
+
+
+def test_degrees_that_were_given_decide(second_of_four):
+    init_context(True, parallel_config=ParallelConfig(data_parallel=4))
+    assert place_by(ParallelConfig(model_parallel=4)).data_parallel == 4
+
+
+def test_degrees_of_a_model_mean_nothing_to_one_alone():
+    assert place_by(ParallelConfig(model_parallel=8)) == ParallelContext.local()
+
+
+def test_the_rank_of_this_process(second_of_four, monkeypatch):
+    monkeypatch.setattr(context, "_joined", (0, 1))
+    monkeypatch.delenv("RANK_ID", raising=False)
+    assert get_real_rank() == 0
+    monkeypatch.setenv("RANK_ID", "7")  # of the job that it was started in
+    assert get_real_rank() == 7
+    init_context(True)
+    assert get_real_rank() == 1

@@ -71,7 +71,8 @@ def test_config_of_a_preset():
 
 def test_config_of_a_directory(saved):
     assert AutoConfig.from_pretrained(CASE).vocab_size == 97
-    assert AutoConfig.from_pretrained(saved, top_k=3) == tiny.config(SPEC, **SMALL, top_k=3)
+    wanted = tiny.config(SPEC, **SMALL, top_k=3, checkpoint_name_or_path=str(saved))
+    assert AutoConfig.from_pretrained(saved, top_k=3) == wanted
 
 
 def test_config_of_a_run_file(tmp_path):
@@ -202,6 +203,16 @@ def test_from_config_takes_what_auto_config_takes(tmp_path):
     path.write_text("model: {model_config: {preset: gpt2_tiny, num_layers: 1}}")
     assert AutoModel.from_config(path).config.num_layers == 1
     assert AutoModel.from_config("gpt2_tiny", num_layers=1).config.hidden_size == 64
+
+
+def test_a_configuration_of_weights_leads_to_them(saved, model, tmp_path):
+    """And a directory that says what a model is, and has none, to random ones."""
+    assert same(AutoModel.from_config(AutoConfig.from_pretrained(saved)), model)
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "config.json").write_bytes((saved / "config.json").read_bytes())
+    config = AutoConfig.from_pretrained(tmp_path / "sizes")
+    assert config.checkpoint_name_or_path == ""
+    assert not same(AutoModel.from_config(config, seed=1), model)
 
 
 def test_from_config_loads_what_the_configuration_names(saved, model):

@@ -293,7 +293,7 @@ def test_a_whole_model_in_the_folder_of_rank_0(tmp_path, config, ours, capsys):
 
 
 def test_parts_of_others_need_their_strategy(tmp_path, config, ours):
-    from lm_core.auto import Recut
+    from lm_core.checkpoint.source import Recut
 
     theirs = as_mindformers(golden())
     theirs = {n: a for n, a in theirs.items() if a.shape[0] % 2 == 0}

@@ -133,6 +133,7 @@ def test_documents_of_a_record_are_texts_by_themselves():
     "name", [name for name in OPTIONS if name not in ("residual after the norm",)]
 )
 def test_options_survive_a_published_configuration(name):
+    # More positions than the sequence of 128 that the tiny preset has.
     config = tiny.config(SPEC, **OPTIONS[name])
     read = PanguAlphaConfig.from_hf(json.loads(json.dumps(config.to_hf())))
     assert read == PanguAlphaConfig.from_hf(read.to_hf())
@@ -149,7 +150,7 @@ def test_options_survive_a_published_configuration(name):
         ({"activation_function": "mish"}, ["activation_function: is 'mish'", "quick_gelu"]),
         ({"num_heads": 5}, ["num_heads: 5 does not divide hidden_size 64"]),
         ({"num_layers": "many"}, ["num_layers", "many"]),
-        ({"eos_token_id": 50000}, ["eos_token_id: 50000 is outside the vocabulary of 40000"]),
+        ({"eos_token_id": 50000}, ["eos_token_id: 50000 is outside the vocabulary of 4000"]),
     ],
 )
 def test_published_configurations_that_are_not_built(values, words):

@@ -28,6 +28,7 @@ CONFIG = "config.json"
 """The file that makes a directory a model."""
 
 _DEPTH = 4
+_FILES = (".safetensors", ".ckpt")
 _RANK = re.compile(r"rank_\d+")
 
 
@@ -64,6 +65,24 @@ def newest(folder: str | Path, needs: str = "") -> Path | None:
     if damaged:
         raise CheckpointError(*damaged)
     return None
+
+
+def get_last_checkpoint(folder: str | Path) -> str:
+    """The newest checkpoint below a folder: a directory of ours, else the last weights file in it.
+
+    Raises:
+        CheckpointError: there is none, or all of ours are damaged.
+    """
+    found = newest(folder)
+    if found is None:
+        files = [path for kind in _FILES for path in Path(folder).glob(f"*{kind}")]
+        found = max(files, key=lambda path: (path.stat().st_mtime, path.name), default=None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: holds no checkpoint; must be the output of a run, or a folder with files "
+            f"that end in {' or '.join(_FILES)}; give another folder"
+        )
+    return str(found)
 
 
 def step_of(directory: Path) -> int:

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Recut:
+    """What to do with weights that lie in `rank_R` folders.
+
+    Attributes:
+        auto_trans: recut those of other degrees ("auto_trans_ckpt").
+        scratch: where recut parts are written.
+        src_strategy: the strategy file or folder of parts that others wrote; "" for none.
+    """
+
+    auto_trans: bool = False
+    scratch: str | Path = "./output/transformed_checkpoint"
+    src_strategy: str = ""
+
+
+@dataclass(frozen=True)
 class Source:
     """Where weights come from and what they are.
 
@@ -42,6 +57,15 @@ class Source:
     layout: str
     notes: Mapping[str, str] = field(default_factory=dict)
     adapter: Path | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are any: a preset is a name, and a directory may be a description alone."""
+        if self.path is None or self.path.is_file():
+            return self.path is not None
+        if released.find(self.path, [self.spec]) is not None:
+            return True
+        return any(map(io.has_weights, (self.path, *rankfolders.folders(self.path))))
 
     @property
     def table(self) -> Table:

@@ -258,9 +258,19 @@ def _complete(run: RunConfig, preset: str) -> None:
         trainer.type = config.architectures.get(run.model.arch.type, config.task)
     if config.task != trainer.type and not config.is_set("task"):
         config.task = trainer.type
+    build_parallel_config(run)
+
+
+def build_parallel_config(run: RunConfig) -> ParallelConfig:
+    """Gives the model of a run the degrees that the run has now; 1 without `use_parallel`.
+
+    Reading a run does so. A program that changes its `parallel_config` or `recompute_config`
+    afterwards does it again.
+    """
     run.parallel_config.recompute = run.recompute_config
     alone = ParallelConfig(recompute=run.recompute_config.model_copy())
     run.model.config.parallel_config = run.degrees if run.use_parallel else alone
+    return run.model.config.parallel_config
 
 
 def _flat_origins(layers: Layers, family: ModelFamily, preset: str) -> dict[str, str]:

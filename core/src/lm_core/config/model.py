@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lm_core.config.parallel import ParallelConfig
 from lm_core.config.section import (
@@ -125,7 +125,9 @@ class ModelConfig(Section):
     max_length: Positive | None = None
     max_new_tokens: Positive | None = None
 
-    checkpoint_name_or_path: str = ""
+    checkpoint_name_or_path: Annotated[
+        str, BeforeValidator(lambda value: "" if value is None else value)
+    ] = ""
     pet_config: LoraConfig | None = None
     parallel_config: ParallelConfig = ParallelConfig()
 
@@ -328,8 +330,7 @@ class ModelConfig(Section):
 
     def explicit(self) -> dict[str, Any]:
         """What was given, without defaults: some follow other fields, and will do so again."""
-        given = self.model_fields_set | {key for key, value in self if isinstance(value, Section)}
-        return self.model_dump(include=given)
+        return self.model_dump(include=set(self.keys()))
 
 
 class GatedSizes(ModelConfig):

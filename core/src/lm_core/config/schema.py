@@ -72,7 +72,7 @@ ModeName = Literal[
 ]
 
 
-class ParallelSettings(Section):
+class ParallelContextConfig(Section):
     """MindSpore's own switches; degrees are in `parallel_config`, collectives do the rest."""
 
     parallel_mode: Annotated[Literal[0, 1, 2, 3] | ModeName, BeforeValidator(_mode), NO_EFFECT] = 0
@@ -123,10 +123,19 @@ class ArchConfig(Section):
 
 
 class ModelSection(Section):
-    """The network. `config` is `model_config` in YAML (pydantic keeps that name for itself)."""
+    """The network. `config` is `model_config` in YAML; `section.model_config` is the same.
+
+    pydantic keeps that name for itself on classes, so the field cannot have it.
+    """
 
     config: SerializeAsAny[ModelConfig] = Field(alias="model_config")
     arch: ArchConfig = ArchConfig()
+
+    def __getattribute__(self, name: str) -> Any:
+        return super().__getattribute__("config" if name == "model_config" else name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("config" if name == "model_config" else name, value)
 
 
 class InferConfig(Section):
@@ -181,7 +190,7 @@ class RunConfig(Section):
         Described("a mapping with a type, or a list of such"),
     ] = Field(default_factory=lambda: [MetricConfig()])
 
-    parallel: ParallelSettings = ParallelSettings()
+    parallel: ParallelContextConfig = ParallelContextConfig()
     parallel_config: ParallelConfig = ParallelConfig()
     recompute_config: RecomputeConfig = RecomputeConfig()
     moe_config: MoeConfig = MoeConfig()

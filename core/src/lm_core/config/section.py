@@ -65,6 +65,18 @@ class Section(BaseModel):
         """Whether somebody gave the value, as opposed to the default."""
         return key in self.model_fields_set
 
+    def keys(self) -> list[str]:
+        """What was given, and sections, so that `Kind(**section)` is a copy.
+
+        Defaults are left out: some follow other fields, and will do so again.
+        """
+        return [name for name, value in self if self.is_set(name) or isinstance(value, Section)]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in type(self).model_fields:
+            raise KeyError(key)
+        return getattr(self, key)
+
 
 def _as_config_error(error: ValidationError, section: type[Section], values: Any) -> ConfigError:
     from lm_core.config.explain import problems, spell

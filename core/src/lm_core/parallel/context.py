@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from lm_core.config.parallel import ParallelConfig
 from lm_core.errors import ConfigError
-from lm_core.parallel.machine import job_size
+from lm_core.parallel.machine import job_rank, job_size
 
 if TYPE_CHECKING:
-    from lm_core.config.schema import ContextConfig
+    from lm_core.config.schema import ContextConfig, ParallelContextConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class ParallelContext:
 def init_context(
     use_parallel: bool = False,
     context_config: ContextConfig | dict[str, object] | None = None,
-    parallel_config: ParallelConfig | None = None,
+    parallel_config: ParallelConfig | ParallelContextConfig | None = None,
 ) -> tuple[int, int]:
     """Prepares MindSpore for this process and returns `(rank, number of processes)`.
 
@@ -218,8 +218,10 @@ def init_context(
         use_parallel: join the other processes of the job.
         context_config: an object or mapping with `device_id`; other keys have no effect.
         parallel_config: the degrees, checked against the number of processes. From then on
-            `AutoModel` gives this process its part of a model. None: every process has whole ones.
-            As in a run, they mean nothing without `use_parallel`.
+            `AutoModel` gives this process its part of a model. None, or MindSpore's own switches,
+            which say no degrees: those of its configuration decide when `AutoModel.from_config`
+            makes the first model; where they are 1, every process has whole ones.
+            As in a run, degrees mean nothing without `use_parallel`.
 
     Raises:
         ConfigError: this process is none of several, or the degrees are of another number.
@@ -233,13 +235,34 @@ def init_context(
         _check_alone()
         backend.setup(device if isinstance(device, int) else 0)
         return 0, 1
-    rank, size = backend.join()
-    if parallel_config is not None:
+    global _joined
+    _joined = rank, size = backend.join()
+    if isinstance(parallel_config, ParallelConfig):
         take_place(parallel_config, size, rank)
     return rank, size
 
 
 _place = ParallelContext()
+_joined = (0, 1)
+"""The rank of this process and how many there are, as far as `init_context` has joined them."""
+
+
+def get_real_rank() -> int:
+    """The number of this process among all of its job; 0 where it is alone."""
+    rank, size = _joined
+    return rank if size > 1 else job_rank()
+
+
+def place_by(degrees: ParallelConfig) -> ParallelContext:
+    """The place of this process; `degrees` decide it where `init_context` was given none.
+
+    Raises:
+        ConfigError: they do not multiply to the number of processes.
+    """
+    rank, size = _joined
+    if _place.world_size == 1 < size and degrees.world_size > 1:
+        return take_place(degrees, size, rank)
+    return _place
 
 
 def take_place(degrees: ParallelConfig, size: int, rank: int) -> ParallelContext:

@@ -72,6 +72,12 @@ def job_size() -> int:
     return int(number) if number.isdigit() else 1
 
 
+def job_rank() -> int:
+    """The number that this process was given in its job; 0 if it was given none."""
+    number = os.environ.get("RANK_ID", "")
+    return int(number) if number.isdigit() else 0
+
+
 def has_ascend() -> bool:
     """Whether the driver of an Ascend card shows one."""
     return any(Path("/dev").glob("davinci[0-9]*"))

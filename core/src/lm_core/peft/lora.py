@@ -149,11 +149,13 @@ def get_pet_model(model: Network, config: LoraConfig | str | Path, *, seed: int 
         the model.
 
     Raises:
-        ConfigError: no layer has the given name, or the model has an adapter already.
+        ConfigError: no layer has the given name, or the model has another adapter already.
         CheckpointError: the adapter in the folder does not belong to this model.
     """
     if isinstance(config, LoraConfig):
         if layers(model):
+            if config == model.config.pet_config:
+                return model  # as its own configuration says
             raise ConfigError(
                 "pet_config: the model has an adapter already; merge it first (merge_adapter)"
             )

@@ -135,7 +135,8 @@ def _fill(
     context: ParallelContext,
 ) -> None:
     """Loads this rank's part of the weights, merged or cut where they lie in parts, and writes."""
-    from lm_core.auto import AutoModel, Recut
+    from lm_core.auto import AutoModel
+    from lm_core.checkpoint.source import Recut
     from lm_core.export.folder import fill
 
     scratch = folder / "recut"

@@ -73,6 +73,6 @@ class Baichuan2Tokenizer(SentencePieceTokenizer):
         return {**super()._config(), "auto_map": AUTO_MAP}
 
 
-def load(directory: Path) -> Baichuan2Tokenizer:
-    """What `ModelSpec.tokenizer` calls."""
-    return Baichuan2Tokenizer.from_pretrained(directory)
+def load(vocab_file: str | Path) -> Baichuan2Tokenizer:
+    """What `ModelSpec.tokenizer` calls, with the folder of the file or the file."""
+    return Baichuan2Tokenizer.from_pretrained(vocab_file)
