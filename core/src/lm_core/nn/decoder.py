@@ -34,6 +34,7 @@ class Block(nn.Cell):
         dropout: rate on both branches.
         site: number of the first of two Dropouts.
         residual_from_norm: take the residual from the norm's output ("post_layernorm_residual").
+        norm: normalises what comes from below, for both branches and the residual; None: nothing.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Block(nn.Cell):
         dropout: float,
         site: int,
         residual_from_norm: bool = False,
+        norm: nn.Cell | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = attention_norm
@@ -55,6 +57,11 @@ class Block(nn.Cell):
         self.attention_dropout = Dropout(dropout, site)
         self.mlp_dropout = Dropout(dropout, site + 1)
         self.residual_from_norm = residual_from_norm
+        self.norm = norm
+
+    def below(self, x: Tensor) -> Tensor:
+        """x: [T, H], the output of the block below. Returns what this block takes for it."""
+        return x if self.norm is None else self.norm(x)
 
     def construct(
         self,
@@ -65,6 +72,7 @@ class Block(nn.Cell):
         segments: tuple[Tensor, ...],
     ) -> Tensor:
         """x: [B * S, H]. Returns [B * S, H]; see CausalSelfAttention for the rest."""
+        x = self.below(x)
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention_dropout(
             self.attention(normed, batch, key, tables, segments), key
@@ -81,6 +89,7 @@ class Block(nn.Cell):
         tables: tuple[Tensor, ...],
     ) -> Tensor:
         """As `construct` without dropout, filling the caches."""
+        x = self.below(x)
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention.prefill(
             normed, batch, k_cache, v_cache, tables
@@ -98,6 +107,7 @@ class Block(nn.Cell):
         tables: tuple[Tensor, ...],
     ) -> Tensor:
         """One token per row, x: [B, H]; see CausalSelfAttention.step."""
+        x = self.below(x)
         normed = self.attention_norm(x)
         x = (normed if self.residual_from_norm else x) + self.attention.step(
             normed, k_cache, v_cache, index, mask, tables

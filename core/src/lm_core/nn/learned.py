@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, CausalLM
@@ -25,7 +25,7 @@ def plain_block(
     layer: int,
     *,
     attention: type[CausalSelfAttention] = CausalSelfAttention,
-    block: type[Block] = Block,
+    norm: nn.Cell | None = None,
 ) -> Block:
     """Attention and a feed-forward layer with biases, each after a LayerNorm.
 
@@ -34,7 +34,7 @@ def plain_block(
         context: the ranks that share the layers.
         layer: number of the block.
         attention: attends.
-        block: puts the parts together.
+        norm: see Block.
     """
     options = {"bias": True, "dtype": config.param_init_type, "compute_dtype": config.compute_dtype}
     std = config.initializer_range
@@ -42,7 +42,7 @@ def plain_block(
     out_std = std / math.sqrt(2 * config.num_layers)
     site = 1 + 3 * layer
     hidden = config.hidden_size
-    return block(
+    return Block(
         attention(
             hidden,
             config.num_heads,
@@ -69,6 +69,7 @@ def plain_block(
         dropout=config.hidden_dropout_rate,
         site=site + 1,
         residual_from_norm=config.post_layernorm_residual,
+        norm=norm,
     )
 
 

@@ -10,9 +10,9 @@ of this one.)
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, stage_layers
@@ -32,56 +32,11 @@ class QueryAttention(CausalSelfAttention):
         return self.enter(tables[0])
 
 
-class QueryLayer(Block):
-    """The last layer: a norm, and a block whose attention is QueryAttention."""
-
-    def __init__(self, norm: nn.Cell, *parts: nn.Cell, **options: Any) -> None:
-        """Norm: normalises what comes from below; the rest is Block's."""
-        super().__init__(*parts, **options)
-        self.norm = norm
-
-    def construct(
-        self,
-        x: Tensor,
-        batch: int,
-        key: Tensor,
-        tables: tuple[Tensor, ...],
-        segments: tuple[Tensor, ...],
-    ) -> Tensor:
-        """See Block."""
-        return super().construct(self.norm(x), batch, key, tables, segments)
-
-    def prefill(
-        self,
-        x: Tensor,
-        batch: int,
-        k_cache: Parameter,
-        v_cache: Parameter,
-        tables: tuple[Tensor, ...],
-    ) -> Tensor:
-        """See Block."""
-        return super().prefill(self.norm(x), batch, k_cache, v_cache, tables)
-
-    def step(
-        self,
-        x: Tensor,
-        k_cache: Parameter,
-        v_cache: Parameter,
-        index: Tensor,
-        mask: Tensor,
-        tables: tuple[Tensor, ...],
-    ) -> Tensor:
-        """See Block."""
-        return super().step(self.norm(x), k_cache, v_cache, index, mask, tables)
-
-
 def _layer(config: PanguAlphaConfig, context: ParallelContext, layer: int) -> Block:
     if layer < config.num_layers - 1:
         return plain_block(config, context, layer)
     norm = LayerNorm(config.hidden_size, config.layernorm_epsilon)
-    # A function that returns a QueryLayer where plain_block asks for a class of Block.
-    make: Any = partial(QueryLayer, norm)
-    return plain_block(config, context, layer, attention=QueryAttention, block=make)
+    return plain_block(config, context, layer, attention=QueryAttention, norm=norm)
 
 
 class PanguAlpha(LearnedPositionsLM):
