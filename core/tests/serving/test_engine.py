@@ -55,6 +55,23 @@ def test_a_full_queue_takes_all_of_a_call_or_nothing():
     engine.close()
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+def test_who_has_its_answer_is_not_counted_any_more(limit):
+    places, loads = Held(), []
+    engine = Engine(places, max_queue=8)
+    engine.start()
+    answer = held_answer(limit)  # with 2, the prompt's own token is the answer
+    token, end = answer.reader.token, answer.reader.end
+    answer.reader.token = lambda *given: loads.append(engine.load) or token(*given)
+    answer.reader.end = lambda reason: loads.append(engine.load) or end(reason)
+    engine.submit([answer])
+    assert engine.load == (0, 1)
+    places.go.set()
+    answer.reader.wait()
+    engine.close()
+    assert loads == [(1, 0)] * (limit - 1) + [(0, 0)]
+
+
 def test_a_drained_engine_ends_what_it_has():
     places = Held()
     engine = Engine(places, max_queue=8)

@@ -281,14 +281,23 @@ class Engine:
             answer = self._waiting[0]
         row = None
         try:
-            row, logits = self.places.open(answer.prompt)
-            self._running[row] = answer
+            row, logits = self._place(answer)
             check_finite(logits.max())
             self._take(row, logits)
         except Exception as error:
             self._failed(row, answer, error)
-        with self._changed:
-            self._waiting.popleft()
+
+    def _place(self, answer: Answer) -> tuple[int, np.ndarray]:
+        """Moves the first of the queue to a row: it counts as one or the other, never as both."""
+        row = None
+        try:
+            row, logits = self.places.open(answer.prompt)
+            return row, logits
+        finally:
+            with self._changed:
+                self._waiting.popleft()
+                if row is not None:
+                    self._running[row] = answer
 
     def _step(self) -> None:
         """A token for each running request."""
