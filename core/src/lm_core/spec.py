@@ -66,6 +66,9 @@ class ModelSpec:
     """Foreign weight layouts by name ("hf", "mindformers"), each a `checkpoint.layout.Table`."""
     tokenizer: Callable[[Path], Any]
     """`tokenizer(directory) -> Tokenizer`."""
+    hf_tokenizer: Callable[[Path], Mapping[str, str]] | None = None
+    """`hf_tokenizer(directory)`: texts, by name, of the files without which transformers would read
+    the tokenizer of a folder in another way; None: it reads those that are there as they are."""
     adapted: str = r".*\.attention\.[qv]"
     """Layers that get an adapter unless a run names others: queries and values, as in the paper of
     LoRA (section 4.2)."""

@@ -316,6 +316,24 @@ class ModelConfig(Section):
             "label2id": {name: number for number, name in names.items()},
         }
 
+    def generation_to_hf(self) -> dict[str, Any]:
+        """The contents of a Hugging Face generation_config.json.
+
+        What is for sampling is left out where the most likely token is taken: it decides nothing,
+        and transformers does not save models that say it.
+        """
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        found = {key: getattr(self, key) for key in tokens if getattr(self, key) is not None}
+        found["do_sample"] = self.do_sample
+        if self.do_sample:
+            found |= {key: getattr(self, key) for key in ("top_k", "top_p", "temperature")}
+        for key in ("repetition_penalty", "num_beams"):
+            if getattr(self, key) != 1:
+                found[key] = getattr(self, key)
+        lengths = {"max_length": self.max_length or self.max_decode_length}
+        lengths["max_new_tokens"] = self.max_new_tokens
+        return found | {key: value for key, value in lengths.items() if value is not None}
+
     def parameter_count(self) -> int:
         """The number of trained numbers, without building the network."""
         raise NotImplementedError

@@ -11,6 +11,14 @@ from lm_core.config.section import Factor, Positive, Section
 from lm_core.errors import ConfigError
 
 KINDS = ("default", "linear", "dynamic", "ntk", "yarn", "llama3")
+_ORIGINAL = "original_max_position_embeddings"
+_HF_KEYS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", _ORIGINAL, "beta_fast", "beta_slow", "attention_factor"),
+    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+}
+"""What Hugging Face knows of each kind; it warns of others."""
 
 
 class RopeScaling(Section):
@@ -67,7 +75,8 @@ class RopeScaling(Section):
                 "rope_scaling.type: is ntk, which Hugging Face does not have; raise theta instead "
                 "(theta * factor ** (D / (D - 2)) with extend_method: None is the same network)"
             )
-        return {"rope_type": self.type, **self.model_dump(exclude={"type"}, exclude_unset=True)}
+        known = self.model_dump(include={*_HF_KEYS.get(self.type, ())}, exclude_none=True)
+        return {"rope_type": self.type, **known}
 
     def problems(self, seq_length: int, trained: int) -> list[str]:
         """What does not fit the lengths of a model.

@@ -206,6 +206,8 @@ def write(
     folder = source.path.parent if source.path and source.path.is_file() else source.path
     for name, path in io.carried_files(folder or Path()).items():
         io.add_file(directory / name, path)
+    if layout == "hf":
+        complete_hf(directory, source)
 
 
 def write_hf(
@@ -224,6 +226,17 @@ def write_hf(
         config["torch_dtype"] = kinds.pop()
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_sharded(directory, theirs, limit, progress)
+
+
+def complete_hf(directory: Path, source: Source) -> None:
+    """Adds what `transformers` looks for beside weights and vocabulary, where it is not there."""
+    generation = directory / "generation_config.json"
+    if not generation.exists() and not source.config.is_classifier:
+        values = json.dumps(source.config.generation_to_hf(), indent=2, sort_keys=True)
+        generation.write_text(f"{values}\n")
+    if source.spec.hf_tokenizer is not None:
+        for name, text in source.spec.hf_tokenizer(directory).items():
+            (directory / name).write_text(text, encoding="utf-8")
 
 
 def write_release(

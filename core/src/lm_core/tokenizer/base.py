@@ -339,11 +339,11 @@ class Tokenizer(Forms):
         """Writes the vocabulary and tokenizer_config.json; each file is complete or absent."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
+        config = json.dumps(self.settings(), indent=2, ensure_ascii=False) + "\n"
         files: dict[str, str | bytes] = {**self._files(), "tokenizer_config.json": config}
         return [_write(folder / name, text) for name, text in files.items()]
 
-    def _config(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What tokenizer_config.json says."""
         named = {name: getattr(self, name) for name in NAMES}
         switches = {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}

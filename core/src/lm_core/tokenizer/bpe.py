@@ -106,8 +106,8 @@ class ByteLevelBpe(Tokenizer):
         vocab = json.dumps(self.vocab, ensure_ascii=False)
         return {"vocab.json": vocab, "merges.txt": f"#version: 0.2\n{merges}"}
 
-    def _config(self) -> dict[str, Any]:
-        return {**super()._config(), "add_prefix_space": self.add_prefix_space}
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "add_prefix_space": self.add_prefix_space}
 
 
 class _Words(dict[str, tuple[int, ...]]):

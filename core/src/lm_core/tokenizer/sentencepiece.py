@@ -138,14 +138,19 @@ class SentencePieceTokenizer(Tokenizer):
         ]
         return _processor(with_controls(self.model, ordinary)) if ordinary else library
 
+    @property
+    def encoding_model(self) -> bytes:
+        """The model by which texts are cut: pieces that are special here are never found there."""
+        return self._first.serialized_model_proto()
+
     def _without(self, ids: Collection[int]) -> Any:
         """Cuts text in which these pieces are never found, beside the special tokens."""
-        return _processor(with_controls(self._first.serialized_model_proto(), ids))
+        return _processor(with_controls(self.encoding_model, ids))
 
     @cached_property
     def _within(self) -> Any:
         """Cuts text that stands within another."""
-        return _processor(without_prefix(self._first.serialized_model_proto()))
+        return _processor(without_prefix(self.encoding_model))
 
     @cached_property
     def _implied(self) -> bool:
@@ -216,13 +221,13 @@ class SentencePieceTokenizer(Tokenizer):
     def _files(self) -> dict[str, str | bytes]:
         return {self.file_name: self.model}
 
-    def _config(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         added = {
             str(index): {"content": token, "special": True}
             for token, index in sorted(self.special.items(), key=lambda item: item[1])
         }
         own = {"tokenizer_class": self.tokenizer_class} if self.tokenizer_class else {}
-        return {**super()._config(), **own, "legacy": self.legacy, "added_tokens_decoder": added}
+        return {**super().settings(), **own, "legacy": self.legacy, "added_tokens_decoder": added}
 
 
 def model_file(place: Path, name: str) -> Path:

@@ -1,19 +1,60 @@
-"""Small changes to the bytes of a sentencepiece model, without a protobuf library.
+"""What a sentencepiece model holds, and small changes to its bytes, without a protobuf library.
 
 The file is one protobuf message (sentencepiece_model.proto): field 1, repeated, a piece {1: text,
-2: score, 3: type}; field 3 how text is normalized {3: whether a space is put before it}. In this
-format a later value of a field replaces an earlier one, in parts of a message too, so a change is
-bytes that are added; only lengths that enclose them have to be written anew.
+2: score, 3: type}; field 2 how it was trained {3: its kind}; field 3 how text is normalized {2: a
+table, 3: whether a space is put before it, 4: whether spaces are taken out, 5: whether they are
+spelt}. In this format a later value of a field replaces an earlier one, in parts of a message too,
+so a change is bytes that are added; only lengths that enclose them have to be written anew.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 _PIECE = b"\x0a"  # field 1, with a length
 _CONTROL = b"\x18\x03"  # in a piece: field 3, the type, is 3
 _NO_SPACE = b"\x1a\x02\x18\x00"  # field 3, 2 bytes: field 3 of that is false
+
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+"""Types of pieces."""
+_BPE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What `tokenizer.json` has to say of a model.
+
+    Attributes:
+        pieces: text, score and type of each.
+        merges: whether pieces are made by merging pairs; otherwise by the likeliest path.
+        prefix: whether a space is put before a text.
+        plain: whether else texts stay as they are.
+    """
+
+    pieces: list[tuple[str, float, int]]
+    merges: bool
+    prefix: bool
+    plain: bool
+
+    @classmethod
+    def read(cls, model: bytes) -> Self:
+        """Of the bytes that the library has accepted."""
+        pieces: list[tuple[str, float, int]] = []
+        spec: dict[int, dict[int, Any]] = {2: {}, 3: {}}
+        for start, body, end in _fields(model):
+            field = model[start] >> 3
+            if field == 1:
+                found: dict[int, Any] = dict(_values(model[body:end]))
+                (score,) = struct.unpack("<f", found.get(2, bytes(4)))
+                pieces.append((found[1].decode(), score, found.get(3, NORMAL)))
+            elif field in spec:
+                spec[field].update(_values(model[body:end]))
+        trained, text = spec[2], spec[3]
+        plain = not text.get(2) and not text.get(4, 1) and bool(text.get(5, 1))
+        return cls(pieces, trained.get(3, 1) == _BPE, bool(text.get(3, 1)), plain)
 
 
 def without_prefix(model: bytes) -> bytes:
@@ -55,6 +96,21 @@ def _fields(model: bytes) -> Iterator[tuple[int, int, int]]:
         length, body = _read_number(model, after)
         yield at, body, body + length
         at = body + length
+
+
+def _values(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers of the fields of a message and what they hold: a number, or bytes."""
+    at = 0
+    while at < len(message):
+        key, at = _read_number(message, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _read_number(message, at)
+            yield key >> 3, value
+            continue
+        length, at = _read_number(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+        yield key >> 3, message[at : at + length]
+        at += length
 
 
 def _number(value: int) -> bytes:

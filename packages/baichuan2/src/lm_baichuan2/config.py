@@ -166,6 +166,11 @@ class Baichuan2Config(GatedSizes):
             "torch_dtype": self.param_init_type,
         }
 
+    def generation_to_hf(self) -> dict[str, Any]:
+        """With the tokens of both roles, for which the published program looks there."""
+        roles = ("user_token_id", "assistant_token_id")
+        return super().generation_to_hf() | {key: getattr(self, key) for key in roles}
+
     def parameter_count(self) -> int:
         """Numbers in the weights.
 

@@ -69,8 +69,8 @@ class Baichuan2Tokenizer(SentencePieceTokenizer):
         """See `lm_baichuan2.chat_format`."""
         return chat_format.encode(self, messages, add_generation_prompt)
 
-    def _config(self) -> dict[str, Any]:
-        return {**super()._config(), "auto_map": AUTO_MAP}
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "auto_map": AUTO_MAP}
 
 
 def load(vocab_file: str | Path) -> Baichuan2Tokenizer:

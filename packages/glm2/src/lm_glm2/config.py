@@ -235,6 +235,10 @@ class ChatGlm2Config(ModelConfig):
                 "AutoConfig": "configuration_chatglm.ChatGLMConfig",
                 "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
                 "AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+                "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+                "AutoModelForSequenceClassification": (
+                    "modeling_chatglm.ChatGLMForSequenceClassification"
+                ),
             },
             **{key: getattr(self, self.other_names.get(key, key)) for key in _HF_FIELDS},
             "kv_channels": self.head_dim,

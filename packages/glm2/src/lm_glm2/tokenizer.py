@@ -86,7 +86,7 @@ class ChatGlm2Tokenizer(SentencePieceTokenizer):
         """See `lm_glm2.chat_format`."""
         return chat_format.encode(self, messages, add_generation_prompt)
 
-    def _config(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Neither what is fixed nor the five tokens: the published program has both of its own.
 
         Given in the file, they would end its loading, or make "sop" in a text a special token.
@@ -94,7 +94,7 @@ class ChatGlm2Tokenizer(SentencePieceTokenizer):
         added = {
             str(index): {"content": token, "special": True} for token, index in self._added.items()
         }
-        config = {name: value for name, value in super()._config().items() if name not in FIXED}
+        config = {name: value for name, value in super().settings().items() if name not in FIXED}
         return {**config, "added_tokens_decoder": added, "auto_map": AUTO_MAP}
 
 

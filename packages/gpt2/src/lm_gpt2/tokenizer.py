@@ -49,12 +49,12 @@ class Gpt2Tokenizer(ByteLevelBpe):
         except TokenizerError as error:
             raise TokenizerError(*(f"{folder}: {problem}" for problem in error.problems)) from error
 
-    def _config(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         outside = {token: index for token, index in self.special.items() if token not in self.vocab}
         added = {
             str(index): {"content": token, "special": True} for token, index in outside.items()
         }
-        config = {**super()._config(), "tokenizer_class": "GPT2Tokenizer"}
+        config = {**super().settings(), "tokenizer_class": "GPT2Tokenizer"}
         return {**config, "added_tokens_decoder": added} if added else config
 
 

@@ -28,6 +28,13 @@ def _tokenizer(directory: Path) -> LlamaTokenizer:
     return LlamaTokenizer.from_pretrained(directory)
 
 
+def _hf_tokenizer(directory: Path) -> dict[str, str]:
+    from lm_core.tokenizer.fast import files_beside
+    from lm_llama.tokenizer import LlamaTokenizer
+
+    return files_beside(directory, LlamaTokenizer)
+
+
 SPEC = ModelSpec(
     name="llama",
     config_class=LlamaConfig,
@@ -36,6 +43,7 @@ SPEC = ModelSpec(
     hf_types=("llama",),
     tables=LazyMapping[Any]("lm_llama.weights:TABLES"),
     tokenizer=_tokenizer,
+    hf_tokenizer=_hf_tokenizer,
     chat=True,
     preprocessors=LazyMapping[Any]("lm_llama.data:PREPROCESSORS"),
     configs=Path(__file__).parent / "configs",

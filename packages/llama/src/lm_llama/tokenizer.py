@@ -81,9 +81,9 @@ class LlamaTokenizer(SentencePieceTokenizer):
         inside = (self.special.get(token) for token in (SUFFIX, MIDDLE))
         return super()._begins(after) and (after is None or after not in inside)
 
-    def _config(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         kind = {"tokenizer_class": "CodeLlamaTokenizer"} if self.can_infill else {}
-        return {**super()._config(), **kind}
+        return {**super().settings(), **kind}
 
 
 def load(directory: Path) -> LlamaTokenizer:
