@@ -127,11 +127,13 @@ class Environment:
         self.python = self._run("python", "--version").strip()
 
     def install(self, dist: Path, name: str) -> None:
-        """The package and what it needs, this project's wheels from `dist`."""
-        links = ["--find-links", str(dist)]
-        if self.own:  # A wheel of the same name and version may have been another one before.
-            links += [f"--refresh-package={w.name.partition('-')[0]}" for w in dist.glob("*.whl")]
-        self._run(*self.pip, "install", "-q", *self.own, *links, name)
+        """The package and what it needs; of this project nothing that an index may have."""
+        project, bracket, extras = name.partition("[")
+        core, own = (
+            next(dist.glob(f"{one.replace('-', '_')}-*.whl")) for one in ("lm-core", project)
+        )
+        files = [f"{core}{bracket}{extras}"] if own == core else [str(core), str(own)]
+        self._run(*self.pip, "install", "-q", *self.own, *files)
 
     def check(self) -> str:
         """How much there is; the versions must agree, and some things must not be there."""
