@@ -150,8 +150,9 @@ class Environment:
         model = re.sub(r"^lm-|\[.*", "", name)
         self._run("lm", "models")
         if model == "core":
-            self._run("python", "-c", f"import {', '.join(IMPORTS)}")
-            return "lm models, extras imported"
+            modules = IMPORTS if "[" in name else IMPORTS[:1]
+            self._run("python", "-c", f"import {', '.join(modules)}")
+            return "lm models, imports"
         self._run("python", "-c", RUNS, model)
         self._run("python", "-m", f"lm_{model}.pretrain", "--help")
         if model != "gpt2":

@@ -69,7 +69,7 @@ def described(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     implied one: what puts it before the first part only cannot tell such a text.
     """
     model = Described.read(tokenizer.encoding_model)
-    before = {"normalizer": None, "pre_tokenizer": None}
+    before: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None}
     if tokenizer.legacy or tokenizer.split_special_tokens:
         spelt = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
         first = [{"type": "Prepend", "prepend": SPACE}] if model.prefix else []
