@@ -120,9 +120,10 @@ class Environment:
         self.work.mkdir()
         self.pip = ["pip"] if pip else ["uv", "pip"]
         self.own = [] if pip else ["--python", str(self.bin / "python")]
-        program = version if "/" in version else f"python{version}"
-        maker = [program, "-m", "venv"] if pip else ["uv", "venv", "-q", "-p", version]
-        require(shutil.which(maker[0]), f"{maker[0]}: is not on PATH; must be; uv comes with hatch")
+        program = shutil.which(version if "/" in version else f"python{version}")
+        require(program, f"{version}: no such Python on PATH; name one by its file")
+        maker = [str(program), "-m", "venv"] if pip else ["uv", "venv", "-q", "-p", str(program)]
+        require(shutil.which(maker[0]), "uv: is not on PATH; it comes with hatch; or add --pip")
         self._run(*maker, str(self.bin.parent))
         self.python = self._run("python", "--version").strip()
 
