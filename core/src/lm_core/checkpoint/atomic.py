@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lm_core.errors import CheckpointError
@@ -93,7 +93,8 @@ def new_file(target: str | Path) -> Iterator[Path]:
             raise
         raise CheckpointError(_explain(error, target)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_directory(target: str | Path) -> None:
