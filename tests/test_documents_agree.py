@@ -18,6 +18,7 @@ from sources import PACKAGES, ROOT, all_sources, parse
 
 ENGLISH = [
     ROOT / "README.md",
+    ROOT / "core" / "README.md",
     *(package / "README.md" for package in PACKAGES),
     ROOT / "docs" / "hardware.md",
 ]

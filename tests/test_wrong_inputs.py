@@ -29,6 +29,8 @@ FILES = {
     "inner.yaml": RUN.replace("batch_size", "batchsize"),
     "types.yaml": RUN.replace("batch_size: 1", "batch_size: many") + "seed: [1]\n",
     "broken.yaml": "model: {model_config: [}\n",
+    "tabs.yaml": "base: gpt2_tiny\nmodel:\n\tmodel_config:\n\t\tpreset: gpt2_tiny\n",
+    "two.yaml": RUN.replace("batch_size: 1", "batch_sise: 1, epochs: -1"),
     "twice.yaml": RUN + "seed: 1\nseed: 2\n",
     "list.yaml": "- a\n- b\n",
     "base.yaml": "base: gpt3\n",
@@ -78,6 +80,14 @@ CASES = {
     "an optimizer": (f"{TRAIN} optimizer.type=Adan", "optimizer.type"),
     "a metric": (f"{TRAIN} metric.type=BLEU", "command line: metric[0].type", "EmF1Metric"),
     "a run of another model": ("pretrain llama --config run.yaml", "llama"),
+    "tabs": ("pretrain gpt2 --config tabs.yaml", "tabs.yaml:3: not YAML", "indentation"),
+    "two mistakes": ("pretrain gpt2 --config two.yaml", "is -1", "\nerror: ", "batch_size?"),
+    "a folder as a run": ("pretrain gpt2 --config empty", "'empty' is neither a file nor one of"),
+    "a negative number": (f"{TRAIN} --max_steps -3", "--max_steps: runner_config.max_steps: is -3"),
+    "no number": (f"{TRAIN} lr_schedule.learning_rate=nan", 'is "nan" (text); must be a number'),
+    "a key of others": (f"{TRAIN} parallel_config.tensor_parallel=2", "tensor_parallel: unknown"),
+    "an adapter of rank 0": ("finetune gpt2 --config gpt2_lora model.model_config.pet_config."
+                             "lora_rank=0", "lora_rank: is 0; must be a whole number >= 1"),
     # Records.
     "no records": (TRAIN, "train_dataset.data_loader.dataset_dir: is missing"),
     "missing records": (f"{READ} no.mindrecord", "no.mindrecord"),
@@ -89,7 +99,12 @@ CASES = {
                                       "holds the id 900", "vocab_size is 400"),
     "a batch larger than the data": (f"{READ} r.mindrecord --batch_size 64",
                                      "batch_size: 64 is more than the 3 records"),
+    "an output that is a file": (f"{READ} r.mindrecord --output_dir text.txt",
+                                 "/run.yaml: cannot be written (Not a directory)", "choose"),
+    "a folder without records": (f"{READ} empty", "empty: holds no file whose name ends in"),
     # Raw data.
+    "a folder without texts": (f"{WRITE} empty", "input_file: empty holds no file ending in .txt"),
+    "a length of 0": (f"{WRITE} text.txt --max_length 0", "max_length: 0 leaves no id to predict"),
     "a missing text": (f"{WRITE} no.txt", "input_file: no.txt does not exist"),
     "an empty text": (f"{WRITE} nothing.txt --remainder drop", "there is no row to write"),
     "an output that is there": (f"{WRITE} text.txt --output_file r.mindrecord",
@@ -110,9 +125,25 @@ CASES = {
     "a checkpoint that is there": ("convert gpt2 --input gpt2 --output gpt2 --format native",
                                    "gpt2", "--overwrite"),
     "two layouts": ("convert gpt2 --input gpt2 --output x.ckpt --format hf", "format: is hf"),
+    "a vocabulary of another model": (f"{ASK} gpt2 --tokenizer pieces", "must be from 0 to 399"),
+    "no prompts": ("predict gpt2 --load_checkpoint gpt2 --predict_data nothing.txt",
+                   "predict_data: holds no prompt"),
+    "prompts in Latin-1": ("predict gpt2 --load_checkpoint gpt2 --predict_data latin.yaml",
+                           "predict_data: latin.yaml is not UTF-8 at byte 11"),
+    "a negative temperature": (f"{ASK} gpt2 --temperature -1", "temperature: -1.0; must be"),
+    "a share above 1": (f"{ASK} gpt2 --do_sample --top_p 2", "top_p: 2.0; must be"),
+    "an export over a file": ("export gpt2 --load_checkpoint gpt2 --output_dir text.txt",
+                              "text.txt: is a file; a directory is to be written there"),
+    "an export of nothing": ("export gpt2 --config run.yaml", "load_checkpoint: is missing"),
+    "an export to serve": ("serve gpt2 --mindir empty", "--mindir: unknown argument"),
+    "an export to evaluate": ("evaluate gpt2 --mindir empty", "--mindir: unknown argument"),
+    "no adapter": ("merge gpt2 --load_checkpoint gpt2 --output o", "gpt2: has no adapter to merge"),
+    "degrees of a model": ("transform gpt2 --src_ckpt_dir gpt2 --dst_ckpt_dir o "
+                           "parallel_config.model_parallel=8", "model_parallel: 8 does not divide"),
     "no export": ("predict gpt2 --mindir empty --predict_data x", "empty"),
     # The machine.
     "a port in use": ("serve gpt2 --load_checkpoint gpt2 --port PORT", "port: PORT on 127.0.0.1"),
+    "no port": ("serve gpt2 --load_checkpoint gpt2 --port 99999", "'99999' is no port"),
     "a chat of no chat model": ("chat gpt2 --load_checkpoint gpt2", "chat"),
 }  # fmt: skip
 
@@ -192,7 +223,7 @@ def test_a_clear_line(name, there, capsys):
 
 
 def test_the_list_is_long():
-    assert len(CASES) >= 40
+    assert len(CASES) >= 70
 
 
 def test_numpy_2(there, capsys, monkeypatch):

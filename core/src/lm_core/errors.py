@@ -1,6 +1,6 @@
 """Errors that a user can mend; the command line prints each problem on a line and exits with 2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -38,6 +38,12 @@ class GenerationError(LmError):
 
 class SandboxError(LmError):
     """Programs of a model cannot be run safely here."""
+
+
+def some(names: Sequence[str], separator: str = ", ") -> str:
+    """A few names, and how many more there are."""
+    shown = separator.join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def all_of(*makers: Callable[[], Any]) -> list[Any]:

@@ -1,16 +1,21 @@
-"""This process among those of a run: its place, and its part of the weights."""
+"""A run, and this process among those of it: its place, and its part of the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_core.auto import AutoModel, load_weights
+from lm_core import spec as registry
+from lm_core.auto import AutoConfig, AutoModel, load_weights
 from lm_core.checkpoint import hub, parts
 from lm_core.checkpoint.ranks import TRANSFORMED
 from lm_core.checkpoint.source import Recut
 from lm_core.config.checks import check_world
 from lm_core.config.load import build_parallel_config
+from lm_core.config.model import LoraConfig
+from lm_core.config.schema import RunConfig
+from lm_core.config.task import with_head_of
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.log import get_logger
 from lm_core.parallel.context import ParallelContext, init_context, take_place
@@ -19,7 +24,6 @@ from lm_core.parallel.partition import Partition
 from lm_core.peft import targets
 
 if TYPE_CHECKING:
-    from lm_core.config.schema import RunConfig
     from lm_core.nn.network import Network
 
 
@@ -121,3 +125,48 @@ def transform_and_load_checkpoint(
         from lm_core.peft.lora import get_pet_model
 
         get_pet_model(network, run.load_adapter)
+
+
+def run_of(
+    args: RunConfig | str | Path | Mapping[str, Any] | None,
+    model: str | Path | Network | None,
+    pet_method: str = "",
+) -> RunConfig:
+    """The run that a run file and a model, or one of the two, mean; see `Trainer`.
+
+    Raises:
+        ConfigError: every problem of the run.
+    """
+    if isinstance(args, RunConfig):
+        run = args.model_copy(deep=True)
+    else:
+        run = _run_named(model, pet_method) if args is None else registry.read_run(args)
+    if model is not None and not isinstance(model, str | Path):
+        run.model.config = model.config.copy()
+    elif model is not None and Path(model).exists():
+        own = AutoConfig.from_pretrained(model)
+        run.model.config = own if args is None else with_head_of(own, run.model.config)
+        run.load_checkpoint = run.load_checkpoint or str(model)
+    elif model is not None and args is not None:
+        run.model.config = AutoConfig.from_pretrained(model)
+    if pet_method and run.model.config.pet_config is None:
+        run.model.config.pet_config = LoraConfig()
+    return run
+
+
+def _run_named(model: str | Path | Network | None, pet_method: str) -> RunConfig:
+    """The run that a model's name stands for; defaults where it has none."""
+    if model is None:
+        raise ConfigError("model: is missing; must be a name, a directory or a model; give one")
+    if isinstance(model, str | Path) and not Path(model).exists():
+        spec = registry.find(str(model))
+        named = [f"{model}_{pet_method}", str(model)] if pet_method else [str(model)]
+        known = [name for name in named if name in spec.run_names()]
+        return registry.read_run(
+            known[0] if known else {"model": {"model_config": {"preset": str(model)}}}
+        )
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str | Path) else model.config
+    preset = next(iter(hub.family_of(config).presets))
+    run = registry.read_run({"model": {"model_config": {"preset": preset}}})
+    run.model.config = config
+    return run

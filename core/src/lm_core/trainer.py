@@ -1,4 +1,4 @@
-"""`Trainer`: trains, evaluates and predicts with one model; the verbs of the same names use it."""
+"""`Trainer`: one model through its life; the verbs of the same names use it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core import job
-from lm_core import spec as registry
-from lm_core.auto import AutoConfig, AutoModel, AutoTokenizer, empty_model
+from lm_core.auto import AutoModel, AutoTokenizer, empty_model
 from lm_core.checkpoint import hub, saved
 from lm_core.checkpoint.io import TOKENIZER_FILES
-from lm_core.config.model import LoraConfig
 from lm_core.config.schema import RunConfig
-from lm_core.config.section import suggest
-from lm_core.config.task import TASKS, set_task, with_head_of
+from lm_core.config.task import check_named, set_task
 from lm_core.errors import CheckpointError, ConfigError, all_of
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
@@ -36,7 +33,7 @@ log = get_logger(__name__)
 
 
 class Trainer:
-    """One model through its life: `train`, `finetune`, `evaluate`, `predict`.
+    """Trains and uses a model: `train`, `finetune`, `evaluate`, `predict`, `export`.
 
     A later step goes on with the weights that an earlier one left in memory, unless it is given
     others.
@@ -75,9 +72,10 @@ class Trainer:
         pet_method: str = "",
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        _check(task, pet_method)
-        self.network: Network | None = None
-        self.run = self._read(args, model, pet_method)
+        check_named(task, pet_method)
+        named = model is None or isinstance(model, str | Path)
+        self.network: Network | None = None if named else model
+        self.run = job.run_of(args, model, pet_method)
         set_task(self.run, task, fixed=args is not None or self.network is not None)
         for section, path in (
             (self.run.train_dataset, train_dataset),
@@ -180,28 +178,41 @@ class Trainer:
         answer = pipeline(self.run.model.config.task, model, self._tokenizer())
         return answer(input_data, batch_size=batch_size, **generation)
 
-    def _read(
+    def export(
         self,
-        args: RunConfig | str | Path | Mapping[str, Any] | None,
-        model: str | Path | Network | None,
-        pet_method: str,
-    ) -> RunConfig:
-        if isinstance(args, RunConfig):
-            run = args.model_copy(deep=True)
-        else:
-            run = _run_of(model, pet_method) if args is None else registry.read_run(args)
-        if model is not None and not isinstance(model, str | Path):
-            self.network = model
-            run.model.config = model.config.copy()
-        elif model is not None and Path(model).exists():
-            own = AutoConfig.from_pretrained(model)
-            run.model.config = own if args is None else with_head_of(own, run.model.config)
-            run.load_checkpoint = run.load_checkpoint or str(model)
-        elif model is not None and args is not None:
-            run.model.config = AutoConfig.from_pretrained(model)
-        if pet_method and run.model.config.pet_config is None:
-            run.model.config.pet_config = LoraConfig()
-        return run
+        predict_checkpoint: str | Path | bool | None = None,
+        *,
+        output_dir: str | Path | None = None,
+        batch_size: int | None = None,
+        seq_length: int | None = None,
+        dynamic: bool = False,
+        overwrite: bool = False,
+    ) -> Path:
+        """Writes the model as graphs (MindIR), which `predict --mindir` runs.
+
+        Args:
+            predict_checkpoint: weights; else those in memory, else those that the run names.
+            output_dir: the folder to make, instead of `mindir` in the run's output.
+            batch_size: rows of a call, instead of the model's.
+            seq_length: longest prompt + answer in tokens, instead of the run's.
+            dynamic: one graph of open sizes.
+            overwrite: replace an export that is there.
+
+        Returns:
+            the folder; of several processes this one's `rank_R` in it.
+
+        Raises:
+            LmError: no weights, sizes that cannot be, or an export that is there.
+        """
+        from lm_core.tasks import export
+
+        target = Path(output_dir or Path(self.run.output_dir) / export.FOLDER)
+        sizes = {"batch_size": batch_size, "seq_length": seq_length, "dynamic": dynamic}
+        weights = partial(self._weights, predict_checkpoint)
+        vocabulary = self._tokenizer_place()
+        return export.write(
+            self.run, target, weights, self.network, vocabulary, sizes, overwrite=overwrite
+        )
 
     @property
     def says(self) -> bool:
@@ -355,46 +366,21 @@ class Trainer:
             self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, family=config)
         return self.tokenizer
 
+    def _tokenizer_place(self) -> str | Path | None:
+        """Where the tokenizer that was given lies; one in memory is written first."""
+        if self.tokenizer is None or isinstance(self.tokenizer, str | Path):
+            return self.tokenizer
+        self._scratch = tempfile.TemporaryDirectory(prefix="lm-tokenizer-")
+        self.tokenizer.save_pretrained(self._scratch.name)
+        return self._scratch.name
+
     def _tokenizer_files(self, run: RunConfig, start: str) -> dict[str, Path]:
         """The files to keep in every checkpoint, by name; none where no tokenizer is known."""
-        if self.tokenizer is not None and not isinstance(self.tokenizer, str | Path):
-            self._scratch = tempfile.TemporaryDirectory(prefix="lm-tokenizer-")
-            self.tokenizer.save_pretrained(self._scratch.name)
-            folder = Path(self._scratch.name)
-        else:
-            named = self.tokenizer or vocabulary.named(run) or start
-            if not named:
-                return {}
-            folder = hub.tokenizer_directory(named)[1]
+        named = self._tokenizer_place() or vocabulary.named(run) or start
+        if not named:
+            return {}
+        folder = hub.tokenizer_directory(named)[1]
         found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
         if self.tokenizer is not None and not found:
             raise ConfigError(f"tokenizer: {folder} has no tokenizer files; give another folder")
         return found
-
-
-def _check(task: str | None, pet_method: str) -> None:
-    problems = []
-    if task is not None and task not in TASKS:
-        problems.append(f"task: {task!r} is not trained; {suggest(task, TASKS)}")
-    if pet_method not in ("", "lora"):
-        problems.append(f"pet_method: {pet_method!r} is unknown; must be 'lora', or left out")
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _run_of(model: str | Path | Network | None, pet_method: str) -> RunConfig:
-    """The run that a model's name stands for; defaults where it has none."""
-    if model is None:
-        raise ConfigError("model: is missing; must be a name, a directory or a model; give one")
-    if isinstance(model, str | Path) and not Path(model).exists():
-        spec = registry.find(str(model))
-        named = [f"{model}_{pet_method}", str(model)] if pet_method else [str(model)]
-        known = [name for name in named if name in spec.run_names()]
-        return registry.read_run(
-            known[0] if known else {"model": {"model_config": {"preset": str(model)}}}
-        )
-    config = AutoConfig.from_pretrained(model) if isinstance(model, str | Path) else model.config
-    preset = next(iter(hub.family_of(config).presets))
-    run = registry.read_run({"model": {"model_config": {"preset": preset}}})
-    run.model.config = config
-    return run

@@ -160,6 +160,8 @@ def test_logs_are_where_the_run_writes(tmp_path):
     assert read("pretrain", "--config", str(run)).logs == Path("there/log")
     assert read("pretrain", "--config", str(run), "output_dir=here").logs == Path("here/log")
     assert read("pretrain", "--config", "none.yaml").logs == Path("output/log")
+    assert read("export", "--output_dir", "there").logs == Path("output/log")
+    assert read("export", "--output_dir=there", "output_dir=here").logs == Path("here/log")
 
 
 def test_the_printed_line_can_be_pasted(monkeypatch, tmp_path, capsys):

@@ -171,3 +171,13 @@ def test_the_rank_of_this_process(second_of_four, monkeypatch):
     assert get_real_rank() == 7
     init_context(True)
     assert get_real_rank() == 1
+
+
+def test_a_device_that_is_not_there_is_said(caplog, monkeypatch):
+    """Run files of clusters work on a laptop, but not in silence."""
+    monkeypatch.setattr("lm_core.log._noticed", set())
+    init_context(False, {"device_target": "Ascend", "device_id": 0})
+    assert "device_target: no Ascend here; computing on the CPU" in caplog.text
+    caplog.clear()
+    init_context(False, {"device_target": "CPU"})
+    assert not caplog.text

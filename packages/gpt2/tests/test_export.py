@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jobs import Jobs
 
-from lm_core import AutoModel, AutoTokenizer, pipeline
+from lm_core import AutoModel, AutoTokenizer, Trainer, pipeline
 from lm_core.cli import run_verb
-from lm_core.errors import ConfigError
+from lm_core.errors import CheckpointError, ConfigError
 from lm_core.export.exported import ExportedModel
 from lm_core.testing import tiny
 from lm_core.tokenizer.bpe_train import train_bpe
@@ -138,6 +138,38 @@ def test_run_files_say_the_sizes(checkpoint, tmp_path, capsys):
     assert "without effect" not in capsys.readouterr().err
 
 
+def test_trainers_export(checkpoint, exported, tmp_path, capsys):
+    """Weights that are named, those in memory, and a tokenizer that is."""
+    made = Trainer(model=str(checkpoint)).export(
+        output_dir=tmp_path / "named", batch_size=2, seq_length=48
+    )
+    assert made == tmp_path / "named"
+    names = {path.name for path in exported.iterdir()}
+    assert {path.name for path in made.iterdir()} == names and "vocab.json" in names
+    model = AutoModel.from_pretrained(checkpoint)
+    trainer = Trainer(
+        {"base": "gpt2_tiny", "output_dir": str(tmp_path)}, model=model,
+        tokenizer=AutoTokenizer.from_pretrained(checkpoint),
+    )  # fmt: skip
+    bias = model.named_parameters()["norm.bias"]
+    bias.set_data(bias + 0.5)
+    expected = trainer.predict(TEXTS, max_new_tokens=9, do_sample=False)
+    made = trainer.export(dynamic=True)
+    assert made == tmp_path / "mindir" and not (made / "lite.ini").exists()
+    model = ExportedModel(made)
+    assert model.description.seq_length == trainer.network.config.seq_length
+    found = [pipeline("text_generation", model)(text, max_new_tokens=9) for text in TEXTS]
+    assert sum(found, []) == expected
+    with pytest.raises(CheckpointError, match="pass --overwrite"):
+        trainer.export()
+    with pytest.raises(ConfigError, match="seq_length: is 999; must be at most the model's 128"):
+        trainer.export(seq_length=999, overwrite=True)
+    with pytest.raises(ConfigError, match="batch_size: "):
+        trainer.export(batch_size=0, overwrite=True)
+    with pytest.raises(CheckpointError, match="load_checkpoint: is missing"):
+        Trainer(model="gpt2_tiny").export()
+
+
 def test_an_export_is_replaced_only_if_asked(checkpoint, exported, tmp_path, capsys):
     folder = shutil.copytree(exported, tmp_path / "export")
     before = (folder / "manifest.json").read_bytes()
@@ -228,12 +260,14 @@ def test_two_ranks_and_their_parts(checkpoint, exported, tmp_path, capsys):
     assert export(tmp_path / "parts", tmp_path / "merged") == 0
     assert predict("--mindir", tmp_path / "merged", *words) == 0
     assert expected in capsys.readouterr().out
+    shutil.copytree(exported, tmp_path / "two")
     jobs = Jobs(tmp_path)
     try:
         made = jobs.run(
             "export", "--load_checkpoint", checkpoint, "--output_dir", tmp_path / "two",
             "--batch_size", "2", "--seq_length", "48", "--use_parallel", "True",
-            "parallel_config.model_parallel=2", "parallel_config.vocab_emb_dp=False", NPROC=2,
+            "parallel_config.model_parallel=2", "parallel_config.vocab_emb_dp=False", "--overwrite",
+            NPROC=2,
         )  # fmt: skip
         assert made.status == 0, made
         found = jobs.run("predict", "--mindir", tmp_path / "two", *words, NPROC=2)
@@ -247,3 +281,11 @@ def test_two_ranks_and_their_parts(checkpoint, exported, tmp_path, capsys):
         ExportedModel(tmp_path / "two")
     script = (tmp_path / "two" / "rank_0" / "run_lite.sh").read_text()
     assert "i < 2" in script and 'RANK_ID="$i"' in script
+    made = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert made == ["manifest.json", "rank_0", "rank_1"]
+    assert export(checkpoint, tmp_path / "two") == 2
+    assert "two: holds a checkpoint; it is replaced only if asked; pass --overwrite" in problem(
+        capsys
+    )
+    assert export(checkpoint, tmp_path / "two", "--overwrite") == 0
+    assert not list((tmp_path / "two").glob("rank_*"))

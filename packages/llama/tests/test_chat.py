@@ -57,6 +57,27 @@ def test_the_command(folder, answers):
     assert "error: message: holds [INST]; must hold none of the tags" in done.stderr
 
 
+@pytest.mark.parametrize("more", [(), ("--dynamic",)])
+def test_exported_graphs(folder, answers, more, tmp_path, capsys, monkeypatch):
+    """Of fixed sizes a prompt is padded to that of the graph; of open sizes it is not."""
+    words = ["--load_checkpoint", str(folder), "--output_dir", str(tmp_path / "exported"), *more]
+    assert cli.run_verb("export", SPEC, words) == 0
+    (tmp_path / "lines").write_text("".join(f"{question}\n" for question in QUESTIONS))
+    capsys.readouterr()
+    with (tmp_path / "lines").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        words = ["--mindir", str(tmp_path / "exported"), *LENGTH, "--do_sample=False"]
+        assert cli.run_verb("chat", SPEC, [*words, "--system", "Be brief."]) == 0
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
+
+
+def test_an_export_is_alone(folder, capsys):
+    words = ["--load_checkpoint", str(folder), "--mindir", str(folder)]
+    assert cli.run_verb("chat", SPEC, words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "load_checkpoint: is with mindir, and an export has its own; remove one" in line
+
+
 def test_messages_in_python(folder, answers):
     messages = [
         {"role": "system", "content": "Be brief."},

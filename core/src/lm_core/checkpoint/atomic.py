@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lm_core.errors import CheckpointError
@@ -52,8 +52,8 @@ def new_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]
     """
     target = Path(os.path.realpath(target))
     recover(target)
-    foreign = _check_target(target, overwrite)
-    temporary = _sibling(target, "tmp")
+    foreign = check_target(target, overwrite)
+    temporary = sibling(target, "tmp")
     try:
         clear_leftovers(target.parent, target.name)
         _make_folder(target.parent)
@@ -81,7 +81,7 @@ def new_directory(target: str | Path, overwrite: bool = False) -> Iterator[Path]
 def new_file(target: str | Path) -> Iterator[Path]:
     """Yields a path to write; it becomes `target` when the block ends without an exception."""
     target = Path(os.path.realpath(target))
-    temporary = _sibling(target, "tmp")
+    temporary = sibling(target, "tmp")
     try:
         _make_folder(target.parent)
         yield temporary
@@ -93,13 +93,14 @@ def new_file(target: str | Path) -> Iterator[Path]:
             raise
         raise CheckpointError(_explain(error, target)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_directory(target: str | Path) -> None:
     """Deletes a directory; killed half-way, it leaves nothing that looks like a checkpoint."""
     target = Path(os.path.realpath(target))
-    aside = _sibling(target, "tmp")
+    aside = sibling(target, "tmp")
     target.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -228,7 +229,7 @@ def _make_folder(folder: Path) -> None:
         _sync(path.parent)
 
 
-def _check_target(target: Path, overwrite: bool) -> list[str]:
+def check_target(target: Path, overwrite: bool) -> list[str]:
     """The files in an existing target that are not ours. Raises if it must not be touched."""
     if not target.exists():
         return []
@@ -279,7 +280,7 @@ def _replace_directory(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
     elif not _exchange(temporary, target):
-        aside = _sibling(target, "old")
+        aside = sibling(target, "old")
         os.rename(target, aside)
         os.rename(temporary, target)
         shutil.rmtree(aside, ignore_errors=True)
@@ -294,7 +295,7 @@ def _exchange(a: Path, b: Path) -> bool:
     return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
-def _sibling(target: Path, kind: str) -> Path:
+def sibling(target: Path, kind: str) -> Path:
     """A hidden name beside the target that says whose it is."""
     return (
         target.parent

@@ -19,7 +19,7 @@ from lm_core.checkpoint.recut import (
 )
 from lm_core.checkpoint.source import table_of
 from lm_core.checkpoint.transform import Transformed
-from lm_core.errors import CheckpointError
+from lm_core.errors import CheckpointError, some
 from lm_core.log import get_logger
 from lm_core.parallel import strategy
 from lm_core.parallel.partition import Partition
@@ -203,7 +203,7 @@ def _fitting(
         if tensors.specs[name].shape != expected[name]
     ]
     lines = [
-        f"{tensors.where}: {what} {', '.join(names[:6])}; must be what rank {rank} of this run "
+        f"{tensors.where}: {what} {some(names)}; must be what rank {rank} of this run "
         f"holds; use the configuration that belongs to these weights"
         for what, names in (("lacks", missing), ("also has", unknown), ("has", shaped))
         if names

@@ -14,7 +14,7 @@ from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
 from lm_core.checkpoint.rankfolders import Step
 from lm_core.checkpoint.source import Source
 from lm_core.checkpoint.transform import Transformed
-from lm_core.errors import CheckpointError
+from lm_core.errors import CheckpointError, some
 from lm_core.parallel import strategy
 from lm_core.parallel.partition import Partition
 from lm_core.parallel.strategy import Strategy
@@ -240,7 +240,7 @@ def _require_fit(
         needed = [name for name in needed if name not in optional]
     lacking = [name for name in needed if name not in tensors.specs]
     if wrong or lacking:
-        what = f"{', '.join(wrong[:3])} do not fit" if wrong else f"lacks {', '.join(lacking[:3])}"
+        what = f"{some(wrong)} do not fit" if wrong else f"lacks {some(lacking)}"
         raise CheckpointError(
             f"{tensors.where}: {what}; must be a checkpoint of the model that it is cut for; use "
             f"the configuration of that model or another checkpoint"

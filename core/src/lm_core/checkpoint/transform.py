@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from lm_core.checkpoint import ckpt
 from lm_core.checkpoint.layout.tensors import Memory, Shape, Tensors, TensorSpec
-from lm_core.errors import CheckpointError
+from lm_core.errors import CheckpointError, some
 from lm_core.parallel import strategy
 from lm_core.parallel.strategy import Item, Strategy
 
@@ -132,7 +132,7 @@ class Transformed:
         if wrong:
             raise CheckpointError(
                 f"{self.where}: {self._source.where} and {self._target.where} do not fit "
-                f"{_some(wrong)}; both must belong to this model; use the strategy files of the "
+                f"{some(wrong)}; both must belong to this model; use the strategy files of the "
                 f"runs that wrote and will read these weights"
             )
 
@@ -217,9 +217,3 @@ def _piece(source: Item, target: Item, whole: Shape) -> Shape:
 def _region(place: Place, piece: Shape) -> tuple[slice, ...]:
     starts = (number * size for number, size in zip(place, piece, strict=True))
     return tuple(slice(start, start + size) for start, size in zip(starts, piece, strict=True))
-
-
-def _some(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

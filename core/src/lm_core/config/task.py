@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from lm_core.config.model import ModelConfig, Task
+from lm_core.config.section import suggest
 from lm_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
 _NAMES = next(mark for mark in get_args(Task) if hasattr(mark, "table"))
 TASKS = tuple(_NAMES.names)
 HEAD_FIELDS = ("task", "num_labels", "label_names")
+
+
+def check_named(task: str | None, pet_method: str) -> None:
+    """Raises ConfigError where a task or a method of training is none that is known."""
+    problems = []
+    if task is not None and task not in TASKS:
+        problems.append(f"task: {task!r} is not trained; {suggest(task, TASKS)}")
+    if pet_method not in ("", "lora"):
+        problems.append(f"pet_method: {pet_method!r} is unknown; must be 'lora', or left out")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def set_task(run: RunConfig, task: str | None, fixed: bool) -> None:

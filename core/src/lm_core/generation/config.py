@@ -74,7 +74,7 @@ class GenerationConfig:
             for name, allowed, wanted in _RULES
             if not allowed(getattr(self, name))
         ]
-        if self.do_sample and _real(self.temperature) and self.temperature <= 0:
+        if self.do_sample and _real(self.temperature) and self.temperature == 0:
             found.append(
                 f"temperature: {self.temperature}; must be above 0 to sample; "
                 f"for the most likely token set do_sample=False"
@@ -185,7 +185,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("top_k", lambda v: _whole(v, 0), "a whole number from 0 (0 keeps all tokens)"),
     ("top_p", lambda v: _real(v) and 0 <= v <= 1, "a number from 0 to 1 (1 keeps all tokens)"),
-    ("temperature", _real, "a number above 0"),
+    ("temperature", lambda v: _real(v) and v >= 0, "a number above 0"),
     ("repetition_penalty", lambda v: _real(v) and v > 0, "a number above 0 (1 for no penalty)"),
     ("num_beams", lambda v: _whole(v, 1), "a whole number from 1 (1 for no beam search)"),
     ("length_penalty", _real, "a number (above 0 prefers long answers)"),

@@ -110,7 +110,7 @@ def read(model: str, given: Sequence[str], environment: Mapping[str, str]) -> Jo
         model=model,
         verb=verb,
         words=tuple(rest[1:]),
-        output=Path(_output(model, rest[1:])),
+        output=Path(_output(model, verb, rest[1:])),
         restarts=settings.integer("MAX_RESTARTS", 0, 0, MAX_RESTARTS),
         hang_seconds=settings.seconds("HANG_SECONDS", HANG_SECONDS),
         start_seconds=settings.seconds("START_SECONDS", START_SECONDS),
@@ -195,8 +195,13 @@ def _verb(settings: _Settings, model: str, given: Sequence[str]) -> str:
     return verb
 
 
-def _output(model: str, given: Sequence[str]) -> str:
-    """Where the run writes. What is wrong with a run file is for the verb to say."""
+def _output(model: str, verb: str, given: Sequence[str]) -> str:
+    """Where the run writes. What is wrong with a run file is for the verb to say.
+
+    The flag of `export` is the folder of the export alone, which is replaced as a whole.
+    """
+    if verb == "export":
+        given = [word for word in given if not word.startswith("--output_dir")]
     named, run = line.value(given, "output_dir"), line.value(given, "config")
     package = find_spec(f"lm_{model}")
     if named is None and run and package and package.origin:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lm_core.config.parallel import ParallelConfig
 from lm_core.errors import ConfigError
+from lm_core.log import notice_once
 from lm_core.parallel.machine import job_rank, job_size
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ def init_context(
 
     Args:
         use_parallel: join the other processes of the job.
-        context_config: an object or mapping with `device_id`; other keys have no effect.
+        context_config: an object or mapping with `device_id`; of a `device_target` that is not
+            there it is said that the CPU is used; other keys have no effect.
         parallel_config: the degrees, checked against the number of processes. From then on
             `AutoModel` gives this process its part of a model. None, or MindSpore's own switches,
             which say no degrees: those of its configuration decide when `AutoModel.from_config`
@@ -230,7 +232,9 @@ def init_context(
 
     given = context_config or {}
     given = given if isinstance(given, dict) else vars(given)
-    device = given.get("device_id")
+    device, target = given.get("device_id"), given.get("device_target")
+    if target in ("Ascend", "GPU") and backend.on_cpu():
+        notice_once("device_target", f"device_target: no {target} here; computing on the CPU")
     if not use_parallel:
         _check_alone()
         backend.setup(device if isinstance(device, int) else 0)

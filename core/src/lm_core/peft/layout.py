@@ -20,7 +20,7 @@ import numpy as np
 from lm_core.checkpoint.layout.ops import Transpose
 from lm_core.checkpoint.layout.table import Row
 from lm_core.checkpoint.layout.tensors import Tensors
-from lm_core.errors import CheckpointError
+from lm_core.errors import CheckpointError, some
 from lm_core.peft import targets
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load(
     unknown = [layer for layer in pairs if layer not in (layers if layout == "native" else rows)]
     if unknown:
         raise CheckpointError(
-            f"{tensors.where}: has adapters of {', '.join(unknown)}, which are no layers of this "
+            f"{tensors.where}: has adapters of {some(unknown)}, which are no layers of this "
             f"{spec.name}; use the model that it was trained for"
         )
     found: dict[str, np.ndarray] = {}
@@ -148,8 +148,7 @@ def pairs_of(tensors: Tensors) -> tuple[Layout, dict[str, Pair]]:
     single = [layer for layer, both in halves.items() if len(both) != 2]
     if single:
         raise CheckpointError(
-            f"{tensors.where}: only one of A and B is there for {', '.join(single)}; "
-            f"use a complete copy"
+            f"{tensors.where}: only one of A and B is there for {some(single)}; use a complete copy"
         )
     return layout, {layer: (both["a"], both["b"]) for layer, both in halves.items()}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lm_core.config.flags import add_run_arguments, resolve_run
 from lm_core.errors import GenerationError, TokenizerError
 from lm_core.tasks.keyboard import CtrlC
-from lm_core.tasks.predict import SETTINGS, add_settings, open_pipeline
+from lm_core.tasks.predict import SETTINGS, add_export, add_settings, of_export, open_pipeline
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
@@ -27,6 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb, beside those that every run has."""
     add_run_arguments(parser)
     group = add_settings(parser, FLAGS)
+    add_export(group)
     group.add_argument("--system", metavar="TEXT", help="how the assistant is to behave")
 
 
@@ -37,7 +38,7 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
             f"lm chat: {spec.name} has no chat format; must be a model that was trained to chat; "
             f"use another one, or `lm predict {spec.name}` to continue a text"
         )
-    settings = resolve_run(spec, args, overrides)
+    settings = resolve_run(spec, args, [*overrides, *of_export(args)])
     with CtrlC() as ctrl_c:
         with ctrl_c.watched():
             generator = _opened(settings, args)

@@ -80,7 +80,7 @@ def measure(
         lambda: tokenizer() if "em_f1" in kinds else None,
     )
     model, scores = load(found), {}
-    with _room(model, run.model.config.seq_length):
+    with room(model, run.model.config.seq_length):
         if "adgen" in kinds:
             scores[ADGEN] = adgen.evaluate(run, model, records)
         if "em_f1" in kinds:
@@ -91,7 +91,7 @@ def measure(
 
 
 @contextmanager
-def _room(model: Network, tokens: int) -> Iterator[None]:
+def room(model: Network, tokens: int) -> Iterator[None]:
     """Lets a model read longer sequences for a while; see `ModelConfig.widened`."""
     before = model.config
     model.config = before.widened(tokens)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_core.config.flags import add_run_arguments, positive, resolve_run
-from lm_core.errors import ConfigError, TokenizerError
+from lm_core.errors import ConfigError, TokenizerError, all_of
 from lm_core.log import byte_count
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
     from lm_core.export.description import Description
+    from lm_core.nn.network import Network
     from lm_core.parallel.context import ParallelContext
     from lm_core.spec import ModelSpec
 
@@ -65,41 +67,86 @@ def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
         ConfigError: sizes or degrees that cannot be.
         CheckpointError: no weights, wrong ones, or an output that cannot be written.
     """
-    from lm_core import job
-    from lm_core.checkpoint.atomic import new_directory
-    from lm_core.tasks.predict import weights_of
-
     settings = resolve_run(spec, args, overrides)
-    description = _description(spec, settings, args)
-    checkpoint = weights_of(settings)
-    target = Path(args.output_dir or Path(settings.output_dir) / FOLDER)
-    context = job.join(settings)
-    description.rank = context.rank
-    folder = target / f"rank_{context.rank}" if context.world_size > 1 else target
-    with new_directory(folder, overwrite=args.overwrite) as made:
-        _fill(made, settings, args, checkpoint, description, context)
+    from lm_core.export import description
+    from lm_core.trainer import Trainer
+
+    folder = Trainer(settings, tokenizer=args.tokenizer).export(
+        output_dir=args.output_dir,
+        batch_size=settings.runner_config.batch_size if args.batch_size else None,
+        seq_length=args.seq_length,
+        dynamic=args.dynamic,
+        overwrite=args.overwrite,
+    )
+    made = description.read(folder)
     found = [path.stat() for path in folder.rglob("*") if path.is_file()]
     size = sum({one.st_ino: one.st_size for one in found}.values())  # one file may have two names
-    kind = "of open sizes" if description.dynamic else "fixed"
+    kind = "of open sizes" if made.dynamic else "fixed"
     print(
-        f"{folder}: {byte_count(size)}, {kind}: {description.batch_size} row(s) of "
-        f"{description.seq_length} tokens"
+        f"{folder}: {byte_count(size)}, {kind}: {made.batch_size} row(s) of "
+        f"{made.seq_length} tokens"
     )
     return 0
 
 
-def _description(spec: ModelSpec, settings: RunConfig, args: Namespace) -> Description:
+def write(
+    run: RunConfig,
+    target: Path,
+    weights: Callable[[], str | Path],
+    network: Network | None,
+    vocabulary: str | Path | None,
+    sizes: Mapping[str, Any],
+    overwrite: bool,
+) -> Path:
+    """Writes an export of a run's model.
+
+    Args:
+        run: the run.
+        target: the folder of the export.
+        weights: says where the weights are, "" for those of `network`, or raises.
+        network: the model in memory, where there is one.
+        vocabulary: the folder of the one that goes with the graphs; None: that of the run, or else
+            that beside the weights.
+        sizes: `batch_size`, `seq_length` (None: those of the run) and `dynamic`.
+        overwrite: replace an export that is there.
+
+    Returns:
+        the folder of this rank's part.
+
+    Raises:
+        LmError: what is known to be wrong before anything is loaded; or what the weights are.
+    """
+    from lm_core import job
+    from lm_core.checkpoint import atomic
+    from lm_core.export.folder import place
+
+    run = run.model_copy(deep=True)
+    found, description = all_of(weights, lambda: _description(run, **sizes))
+    atomic.check_target(target, overwrite)
+    context = job.join(run)
+    description.rank = context.rank
+    with place(target, context, overwrite) as folder:
+        model = _loaded(run, found, context, folder / "recut") if found else network
+        assert model is not None
+        _fill(folder, run, model, vocabulary, description)
+    return target / f"rank_{context.rank}" if context.world_size > 1 else target
+
+
+def _description(
+    settings: RunConfig, *, batch_size: int | None, seq_length: int | None, dynamic: bool
+) -> Description:
     """What is to be exported; rotary models get room for longer sequences than the run's.
 
     Raises:
         ConfigError: everything that is wrong with it.
     """
+    from lm_core.checkpoint import hub
     from lm_core.export.description import Description
 
     config = settings.model.config
     infer = settings.infer
     named = infer.infer_seq_length if infer and infer.is_set("infer_seq_length") else None
-    length = args.seq_length or named or config.seq_length
+    length = (named or config.seq_length) if seq_length is None else seq_length
     settings.model.config = config.widened(length)
     degrees, problems = config.parallel_config, []
     if length > settings.model.config.seq_length:
@@ -117,53 +164,58 @@ def _description(spec: ModelSpec, settings: RunConfig, args: Namespace) -> Descr
     if problems:
         raise ConfigError(*problems)
     return Description(
-        model=spec.name,
-        batch_size=settings.runner_config.batch_size if args.batch_size else config.batch_size,
+        model=hub.family_of(config).name,
+        batch_size=config.batch_size if batch_size is None else batch_size,
         seq_length=length,
-        dynamic=args.dynamic or config.is_dynamic,
+        dynamic=dynamic or config.is_dynamic,
         model_parallel=degrees.model_parallel,
         vocab_emb_dp=degrees.vocab_emb_dp,
     )
 
 
-def _fill(
-    folder: Path,
-    settings: RunConfig,
-    args: Namespace,
-    checkpoint: str,
-    description: Description,
-    context: ParallelContext,
-) -> None:
-    """Loads this rank's part of the weights, merged or cut where they lie in parts, and writes."""
+def _loaded(run: RunConfig, weights: str | Path, context: ParallelContext, scratch: Path) -> Any:
+    """This rank's part of the model, merged or cut where it lies in parts."""
     from lm_core.auto import AutoModel
     from lm_core.checkpoint.source import Recut
-    from lm_core.export.folder import fill
 
-    scratch = folder / "recut"
     model = AutoModel.from_pretrained(
-        checkpoint,
-        config=settings.model.config,
+        weights,
+        config=run.model.config,
         context=context,
-        adapter=settings.load_adapter or None,
-        recut=Recut(True, scratch, settings.src_strategy_path_or_dir),
+        adapter=run.load_adapter or None,
+        recut=Recut(True, scratch, run.src_strategy_path_or_dir),
     )
     shutil.rmtree(scratch, ignore_errors=True)
-    files = _vocabulary(args, settings, model.config.checkpoint_name_or_path)
+    return model
+
+
+def _fill(
+    folder: Path,
+    run: RunConfig,
+    model: Any,
+    vocabulary: str | Path | None,
+    description: Description,
+) -> None:
+    from lm_core.export.folder import fill
+    from lm_core.tasks.evaluate import room
+
+    named = vocabulary or run.processor.tokenizer.vocab_file
+    files = _carried(named, model.config.checkpoint_name_or_path)
     description.tokens = _tokens(files, model.config)
-    fill(folder, model, description, files)
+    with room(model, description.seq_length):
+        fill(folder, model, description, files)
 
 
-def _vocabulary(args: Namespace, settings: RunConfig, source: str) -> dict[str, Path]:
+def _carried(named: str | Path | None, source: str) -> dict[str, Path]:
     """The tokenizer and generation files that go with the graphs.
 
     Raises:
-        TokenizerError: --tokenizer names a folder without a vocabulary.
+        TokenizerError: `named` has no vocabulary.
     """
     from lm_core.checkpoint import io
 
     weights = Path(source)
-    found = io.carried_files(weights.parent if weights.is_file() else weights)
-    named = args.tokenizer or settings.processor.tokenizer.vocab_file
+    found = io.carried_files(weights.parent if weights.is_file() else weights) if source else {}
     if not named:
         return found
     folder = Path(named).parent if Path(named).is_file() else Path(named)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lm_core.config.flags import add_run_arguments, positive, resolve_run, world_size
 from lm_core.data import jsonlines
 from lm_core.data.humaneval import SAMPLE_FIELDS, Problem, cut, read_problems
-from lm_core.errors import ConfigError, DataError, GenerationError
+from lm_core.errors import ConfigError, DataError, GenerationError, some
 from lm_core.log import get_logger, progress
 from lm_core.sandbox import runner
 from lm_core.sandbox.jail import Limits
@@ -218,7 +218,7 @@ def _encoded(
     long = sorted(problem.task_id for problem, row in ids.items() if len(row) >= limit)
     if long:
         raise GenerationError(
-            f"data_path: {_some(long)}: the longest prompt has {max(map(len, ids.values()))} "
+            f"data_path: {some(long)}: the longest prompt has {max(map(len, ids.values()))} "
             f"tokens; must be fewer than seq_length, {limit}; use a model with a longer context"
         )
     return ids
@@ -254,22 +254,17 @@ def _counts(
     few = [name for name in problems if 0 < found[name] < max(ks)]
     lines = []
     if unknown:
-        lines.append(f"{where}: {_some(unknown)}: not in --data_path; each must be; give its file")
+        lines.append(f"{where}: {some(unknown)}: not in --data_path; each must be; give its file")
     if missing:
-        lines.append(f"{where}: {_some(missing)}: no sample; each needs one; add it")
+        lines.append(f"{where}: {some(missing)}: no sample; each needs one; add it")
     if few:
         lines.append(
-            f"k: is {max(ks)}, more than the samples of {_some(few)} in {where}; must be at most "
+            f"k: is {max(ks)}, more than the samples of {some(few)} in {where}; must be at most "
             f"{min(found[name] for name in few)}; lower --k or add samples"
         )
     if lines:
         raise DataError(*lines)
     return {name: found[name] for name in problems}
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _judge(

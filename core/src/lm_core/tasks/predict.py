@@ -40,10 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_run_arguments(parser)
     group = add_settings(parser, SETTINGS)
     group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
-    group.add_argument("--mindir", metavar="DIR", help="run the graphs that `export` wrote")
-    group.add_argument(
-        "--lite", metavar="INI", help="run them with MindSpore Lite and these settings (untested)"
-    )
+    add_export(group)
     group.add_argument("--stream", action="store_true", help="show each token as it comes")
     group.add_argument(
         "--infill", action="store_true", help="write what is missing at <FILL_ME> in each text"
@@ -65,9 +62,17 @@ def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
     return group
 
 
+def add_export(group: Any) -> None:
+    """Flags for graphs in place of weights."""
+    group.add_argument("--mindir", metavar="DIR", help="run the graphs that `export` wrote")
+    group.add_argument(
+        "--lite", metavar="INI", help="run them with MindSpore Lite and these settings (untested)"
+    )
+
+
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     """Prints `[{'text_generation_text': [text]}]` or `[{'label': name, 'score': p}]` per prompt."""
-    settings = resolve_run(spec, args, [*overrides, *_of_export(args)])
+    settings = resolve_run(spec, args, [*overrides, *of_export(args)])
     data = settings.input_data or []
     texts = prompts([data] if isinstance(data, str) else data)
     options = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
@@ -160,7 +165,7 @@ def weights_of(settings: RunConfig) -> str:
     return found
 
 
-def _of_export(args: Namespace) -> list[str]:
+def of_export(args: Namespace) -> list[str]:
     """The degrees of the export that is to run, as overrides; none where weights are loaded.
 
     Raises:
@@ -202,7 +207,7 @@ def _open_export(settings: RunConfig, args: Namespace, options: dict[str, Any]) 
     config = settings.model.config
     beams = GenerationConfig.from_model(config, **options).num_beams
     rows = described.read(args.mindir).batch_size
-    asked = args.predict_batch_size or settings.predict_batch_size
+    asked = getattr(args, "predict_batch_size", None) or settings.predict_batch_size
     described.check_rows(rows, beams * (asked or 1))
     model = ExportedModel(
         args.mindir,

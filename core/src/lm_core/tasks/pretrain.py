@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from lm_core.config.flags import add_run_arguments, resolve_run
+from lm_core.tasks.keyboard import CtrlC
 
 if TYPE_CHECKING:
     from lm_core.spec import ModelSpec
@@ -20,7 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:
     """Trains and saves checkpoints in output_dir."""
     settings = resolve_run(spec, args, overrides)
-    from lm_core.trainer import Trainer
+    with CtrlC() as ctrl_c, ctrl_c.watched():
+        from lm_core.trainer import Trainer
 
-    Trainer(settings, tokenizer=args.tokenizer).train(settings.load_checkpoint)
+        Trainer(settings, tokenizer=args.tokenizer).train(settings.load_checkpoint)
     return 0

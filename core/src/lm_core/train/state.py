@@ -31,7 +31,7 @@ from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io, parts, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
 from lm_core.checkpoint.saved import METRICS, OPTIMIZER, RUN, STATE
-from lm_core.errors import CheckpointError
+from lm_core.errors import CheckpointError, some
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
 
@@ -300,7 +300,7 @@ def _assign(parameters: Mapping[str, Any], tensors: Any) -> None:
     missing = sorted(parameters.keys() - tensors.specs.keys())
     if missing:
         raise CheckpointError(
-            f"{tensors.where}: lacks {', '.join(missing)}; the run would not go on as it was; "
+            f"{tensors.where}: lacks {some(missing)}; the run would not go on as it was; "
             f"resume with the model and optimizer that wrote it"
         )
     io.assign(parameters, tensors)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from lm_core.checkpoint.layout.tensors import Shape
-from lm_core.errors import CheckpointError
+from lm_core.errors import CheckpointError, some
 
 _QUANTIZED = re.compile(
     r".*\.(SCB|weight_format|weight_scale|qweight|qzeros|scales|g_idx"
@@ -43,9 +43,9 @@ class Report:
             f"use the configuration that belongs to these weights"
         )
         kinds = (
-            ("missing", ", ".join(self.missing), len(self.missing)),
-            ("unknown", ", ".join(self.unknown), len(self.unknown)),
-            ("wrongly shaped", "; ".join(self.shapes), len(self.shapes)),
+            ("missing", some(self.missing), len(self.missing)),
+            ("unknown", some(self.unknown), len(self.unknown)),
+            ("wrongly shaped", some(self.shapes, "; "), len(self.shapes)),
         )
         problems = [
             f"{self.where}: {count} {kind} tensor{'s' * (count > 1)}: {names}; {advice}"
