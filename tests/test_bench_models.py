@@ -15,7 +15,8 @@ def _tiny(kind):
     """Of the family that the benchmark measures, but with small sizes."""
     import models
 
-    sizes = ("tiny", 1, 16, 4, 48, 40, 32) if kind == "glm2" else TINY  # two heads share keys
+    # Two heads share keys, and two pairs of a head turn.
+    sizes = ("tiny", 1, 32, 4, 48, 40, 32) if kind == "glm2" else TINY
     return type(models.MODELS[kind])(*sizes)
 
 
@@ -60,7 +61,7 @@ def test_every_weight_has_one_place_in_a_gguf_file(bench):
         found = dict(model.for_gguf(name, array) for name, array in tensors.items())
         assert len(found) == len(tensors) == count
         inner, hidden = found["blk.0.ffn_down.weight"].shape[::-1]
-        assert (hidden, inner) == (16, 48) and "token_embd.weight" in found
+        assert (hidden, inner) == (model.hidden, 48) and "token_embd.weight" in found
 
 
 def _normed(x, weight):
