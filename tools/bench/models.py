@@ -1,6 +1,6 @@
 """The models that are measured, as their publishers name and store the weights.
 
-Who has no class of ours gets another that computes the same, or, where there is none, one of the
+Where peers lack a model they get another that computes the same, or, if there is none, one of the
 same sizes.
 """
 

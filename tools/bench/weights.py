@@ -23,7 +23,7 @@ class Model(ABC):
         title: what tables call it.
         layers: blocks.
         hidden: H.
-        heads: N, and as many of keys and values.
+        heads: N; as many of keys and values, where the class does not say otherwise.
         inner: F.
         vocabulary: V.
         positions: the longest sequence.
