@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from driver import ContenderError
-from weights import MODELS
+from models import MODELS
 
 _ALIKE = 4
 """Tokens of a row that all must agree on. Of eight rows of random weights, one has a near tie (less

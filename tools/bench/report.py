@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import scaling
-from weights import MODELS
+from models import MODELS
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 BEGIN_SCALING, END_SCALING = "<!-- scaling: begin -->", "<!-- scaling: end -->"
@@ -30,6 +30,13 @@ comments.
 
 ## What was tried
 """
+PEERS = (
+    "Peers have ChatGLM2's network as GLM, which computes the same. For Baichuan2 they get Llama "
+    "with a head whose rows were normalized once: tokens and the first loss agree, but a peer "
+    "that trains does not normalize the head at every step, as the original and lm do. No peer "
+    "has PanGu-alpha's query layer: they get GPT-2 of as many layers and the same sizes, and "
+    "there is nothing to agree on."
+)
 HEAD = """\
 | what | against | ratio: median (range) | target | met | lm | they | share of read bandwidth |
 |---|---|---|---|---|---|---|---|
@@ -127,18 +134,20 @@ def measured(results: dict[str, dict[str, Any]]) -> str:
         f"steps/s over what two threads read just before and after. Rows called plan "
         f'train two updates of the sizes that they name in a fresh process; "they" is what '
         f"`lm plan` says. Rows with attention in blocks are of one sequence; their memory is the "
-        f"peak of a process less what it held when it had read the model.\n\n" + table(results)
+        f"peak of a process less what it held when it had read the model.\n\n{PEERS}\n\n"
+        + table(results)
     )
 
 
 def _models() -> str:
     """Those of the rows."""
-    gpt2, llama = MODELS["gpt2"], MODELS["llama"]
-    return (
-        f"{gpt2.title}, and {llama.title} where a row says so ({llama.layers} layers of "
-        f"{llama.hidden}, {llama.heads} heads, feed-forward {llama.inner}, {llama.vocabulary:,} "
-        f"words)"
-    )
+    sizes = [
+        f"{own.title} ({own.layers} layers of {own.hidden:,}, {own.heads} heads, feed-forward "
+        f"{own.inner:,}, {own.vocabulary:,} words)"
+        for name, own in MODELS.items()
+        if name not in ("gpt2", "llama_long")
+    ]
+    return f"{MODELS['gpt2'].title}, and where a row says so {', '.join(sizes)}"
 
 
 def write(path: Path, results: dict[str, dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conversion import ALLOWED
+from models import MODELS
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ def _prepared(dataset: str, what: str) -> Row:
 
 
 _GPT2 = {"model": "gpt2", "batch": 4, "length": 256}
-_LLAMA = {"model": "llama", "batch": 2, "length": 256}
 
 
 def _served(clients: int) -> Row:
@@ -75,6 +75,43 @@ def _served(clients: int) -> Row:
         f"server, {clients} {who}, 64 tokens after 32 each, against generate", "tokens/s",
         "serving", arguments, targets=(("lm, generate", 0.8),),
     )  # fmt: skip
+
+
+def _exported(model: str) -> Row:
+    """Graphs in files against the model that they were made of."""
+    return Row(
+        f"{MODELS[model].title}: exported graphs (MindIR) of fixed sizes, batch 1: 64 tokens after "
+        f"32, against generate", "tokens/s", "exported", {"model": model, "prompt": 32, "new": 64},
+    )  # fmt: skip
+
+
+def _family(model: str, least_share: float | None = None) -> dict[str, Row]:
+    """What is measured of every model but GPT-2."""
+    own, steps = MODELS[model], {"model": model, "batch": 2, "length": 256}
+    title = f"{own.title} (peers: {own.note})" if own.note else own.title
+
+    def answers(what: str, batch: int, prompt: int, new: int, **options: Any) -> Row:
+        arguments = {"model": model, "batch": batch, "prompt": prompt, "new": new}
+        return Row(f"{title}: {what}", "tokens/s", "generation", arguments, **options)
+
+    return {
+        f"{model}_decode1": answers(
+            "decode, batch 1: 64 tokens after 32", 1, 32, 64,
+            targets=(("transformers", 1.6),), least_share=least_share,
+        ),
+        f"{model}_decode8": answers("decode, batch 8: 64 tokens after 32", 8, 32, 64),
+        f"{model}_prefill": answers(
+            "prefill, 256 tokens to the first new one", 1, 256, 1, targets=(("transformers", 1.7),)
+        ),
+        f"{model}_train": Row(
+            f"{title}: training step, 2 x 256 tokens, AdamW, clipping", "tokens/s", "training",
+            steps, targets=(("transformers, plain", 1.4), ("transformers, fused", 1.4)),
+        ),
+        f"{model}_train_memory": Row(
+            f"{title}: peak memory of training, 2 x 256 tokens", "GB", "training_memory", steps,
+            higher=False, targets=(("transformers, plain", 1.2), ("transformers, fused", 1.2)),
+        ),
+    }  # fmt: skip
 
 
 def _blocks(length: int, trains: bool) -> dict[str, Row]:
@@ -197,31 +234,13 @@ ROWS = {
         "training step of 17M, 8 x 128 tokens, records over two processes", "s", "several",
         {"degrees": {"data_parallel": 2}}, higher=False,
     ),
-    "llama_decode1": Row(
-        "Llama 168M: decode, batch 1: 64 tokens after 32", "tokens/s", "generation",
-        {"model": "llama", "batch": 1, "prompt": 32, "new": 64},
-        targets=(("transformers", 1.6),), least_share=0.85,
-    ),
-    "llama_decode8": Row(
-        "Llama 168M: decode, batch 8: 64 tokens after 32", "tokens/s", "generation",
-        {"model": "llama", "batch": 8, "prompt": 32, "new": 64},
-    ),
-    "llama_prefill": Row(
-        "Llama 168M: prefill, 256 tokens to the first new one", "tokens/s", "generation",
-        {"model": "llama", "batch": 1, "prompt": 256, "new": 1}, targets=(("transformers", 1.7),),
-    ),
     "llama_forward": Row(
         "Llama 168M: forward pass, 256 tokens to the logits of all", "tokens/s", "forward",
         {"model": "llama", "batch": 1, "length": 256}, targets=(("transformers", 1.7),),
     ),
-    "llama_train": Row(
-        "Llama 168M: training step, 2 x 256 tokens, AdamW, clipping", "tokens/s", "training",
-        _LLAMA, targets=(("transformers, plain", 1.4), ("transformers, fused", 1.4)),
-    ),
-    "llama_train_memory": Row(
-        "Llama 168M: peak memory of training, 2 x 256 tokens", "GB", "training_memory", _LLAMA,
-        higher=False, targets=(("transformers, plain", 1.2), ("transformers, fused", 1.2)),
-    ),
+    **_family("llama", least_share=0.85),
+    **_family("glm2"), **_family("baichuan2"), **_family("pangualpha"),
+    "gpt2_graphs": _exported("gpt2"), "llama_graphs": _exported("llama"),
     **_blocks(2048, trains=False), **_blocks(8192, trains=False), **_blocks(16384, trains=False),
     **_blocks(2048, trains=True), **_blocks(8192, trains=True), **_blocks(16384, trains=True),
 }  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Any
 
 from driver import ContenderError
 
-GENERATE = "lm, generate"
 BATCH = 8
 """Requests that the server computes at once; `generate` gets as many in a call."""
 

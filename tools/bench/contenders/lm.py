@@ -39,10 +39,34 @@ class Lm:
             folder: where it is.
             blocks: whether attention goes block by block; None: as the model has it.
         """
+        self.folder = folder
         changes = {} if blocks is None else {"use_flash_attention": blocks}
         self.model = AutoModel.from_pretrained(folder, **changes)
         # Outside of training long sequences are read in blocks unasked.
         self.model.set_train(blocks is False)
+
+    def export(self, folder: str, length: int) -> None:
+        """Writes what was read as graphs of fixed sizes: one row of so many tokens.
+
+        Args:
+            folder: where to.
+            length: of a prompt and its answer.
+        """
+        from lm_core.cli import main
+
+        status = main(
+            [
+                "export", self.model.spec_name, "--load_checkpoint", self.folder,
+                "--batch_size", "1", "--seq_length", str(length), "--output_dir", folder,
+            ]
+        )  # fmt: skip
+        assert status == 0, "export failed"
+
+    def load_graphs(self, folder: str) -> None:
+        """Goes on with the graphs that `export` wrote, as `predict --mindir` does."""
+        from lm_core.export.exported import ExportedModel
+
+        self.model = ExportedModel(folder)
 
     def decode(self, prompts: list[list[int]], new: int) -> dict[str, Any]:
         """Greedy tokens of a whole generation, and its seconds."""
