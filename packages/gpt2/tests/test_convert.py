@@ -19,6 +19,7 @@ from lm_core.checkpoint.atomic import MANIFEST, verify
 from lm_core.checkpoint.layout import Cast, Memory, stream
 from lm_core.cli import run_verb
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_gpt2 import SPEC
 
 CASE = Path(__file__).parent / "goldens" / "gpt2"
@@ -152,7 +153,7 @@ def test_what_is_written_loads_as_a_model(case, tmp_path, layout):
     convert(case(), tmp_path / "a", layout)
     loaded = tiny.weights(AutoModel.from_pretrained(tmp_path / "a"))
     expected = tiny.weights(AutoModel.from_pretrained(CASE / FILES[0]))
-    assert all(np.array_equal(loaded[name], expected[name]) for name in expected)
+    assert_same(loaded, expected)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])

@@ -26,6 +26,7 @@ from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.classification import ClassifierContract
 from lm_core.testing.distributed import ParallelContract
 from lm_core.testing.network import SHAPE, NetworkContract, logits_of
+from lm_core.testing.parity import assert_same
 
 if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
@@ -153,7 +154,7 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
         model.save_pretrained(tmp_path / "saved")
         loaded = AutoModel.from_pretrained(tmp_path / "saved")
         assert loaded.config.copy(checkpoint_name_or_path="") == model.config
-        _assert_same(tiny.weights(loaded), tiny.weights(model))
+        assert_same(tiny.weights(loaded), tiny.weights(model))
         ids = tiny.token_ids(model.config.vocab_size, SHAPE)
         np.testing.assert_array_equal(logits_of(loaded, ids), logits_of(model, ids))
 
@@ -163,7 +164,7 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
         table, ours = self.spec.tables[layout], tiny.weights(model)
         theirs = _read(table.save(Memory(ours), model.config))
         back = _read(table.load(Memory(theirs), model.config))
-        _assert_same(back, ours)
+        assert_same(back, ours)
         assert sum(a.size for a in theirs.values()) >= sum(a.size for a in ours.values())
 
     def test_loads_what_others_publish(self, model: CausalLM, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
         from lm_core.auto import AutoModel
 
         loaded = AutoModel.from_pretrained(tiny.write_hf(model, self.spec, tmp_path / "hf"))
-        _assert_same(tiny.weights(loaded), tiny.weights(model))
+        assert_same(tiny.weights(loaded), tiny.weights(model))
 
     # Recorded references.
 
@@ -201,10 +202,3 @@ def _read(tensors: object) -> dict[str, np.ndarray]:
     from lm_core.checkpoint.layout import stream
 
     return dict(stream(tensors))  # type: ignore[arg-type]
-
-
-def _assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(actual) == set(expected), sorted(set(actual) ^ set(expected))
-    for name, array in expected.items():
-        assert actual[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(actual[name], array, err_msg=name)

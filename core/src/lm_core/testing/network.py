@@ -117,8 +117,8 @@ class NetworkContract:
     def test_initial_values_depend_on_the_seed_alone(self) -> None:
         """The same seed gives the same bytes; another seed others."""
         first, again, other = (self._fresh(seed) for seed in (7, 7, 8))
-        assert all(np.array_equal(first[name], again[name]) for name in first)
-        assert any(not np.array_equal(first[name], other[name]) for name in first)
+        parity.assert_same(again, first)
+        assert parity.differences(other, first)
 
     def _fresh(self, seed: int) -> dict[str, np.ndarray]:
         built = tiny.model(self.spec, **self.sizes)

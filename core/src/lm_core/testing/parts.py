@@ -89,10 +89,3 @@ def write_all(
     for rank in range(own.degrees.world_size):
         write(folder / f"rank_{rank}" / f"CKP-{step}", spec, tensors, own, rank)
     return folder
-
-
-def same(a: Tensors, b: Tensors) -> bool:
-    """Equal names, shapes, types and bits."""
-    return dict(a.specs) == dict(b.specs) and all(
-        a.read(name).tobytes() == b.read(name).tobytes() for name in a.specs
-    )
