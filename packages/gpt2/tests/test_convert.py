@@ -68,11 +68,7 @@ def case(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    "way",
-    [w for n in (0, 1, 2) for w in product(("native", "mindformers", "hf"), repeat=n)],
-    ids=str,
-)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_way_back_gives_the_same_bytes(case, tmp_path, name, way):
     """hf -> ... -> hf through up to two other layouts, under the very names it came with."""
     source = case(name)

@@ -79,17 +79,7 @@ def _without_config_json(spec: ModelFamily, checkpoint: str) -> dict[str, Any] |
     return fields
 
 
-def peek(directory: str | Path) -> dict[str, Any] | None:
-    """What `config.json` of a checkpoint directory says; None where there is none.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    path = _config_json(directory)
-    return None if path is None else _read(path)
-
-
-def _config_json(directory: str | Path) -> Path | None:
+def _config_json(directory: str) -> Path | None:
     path = Path(directory) / "config.json"
     if path.is_file():
         return path

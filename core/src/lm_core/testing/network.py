@@ -35,7 +35,7 @@ class NetworkContract:
         """One tiny model for all tests that do not change it: graphs are compiled once."""
         return tiny.model(cls.spec, **cls.sizes)
 
-    def testlogits_of(self, model: CausalLM) -> None:
+    def test_logits_are_numbers(self, model: CausalLM) -> None:
         """Their shape, type, and that they are numbers."""
         ids = tiny.token_ids(model.config.vocab_size, SHAPE)
         logits = logits_of(model, ids)
