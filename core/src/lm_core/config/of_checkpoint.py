@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lm_core.config.load import ModelFamily
 
 RUN = "run.yaml"
+"""The settings of the run that made a checkpoint."""
 
 
 def layers(spec: ModelFamily, checkpoint: str, kept: Sequence[str] = ()) -> Layers | None:

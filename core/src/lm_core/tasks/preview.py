@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from lm_core.log import get_logger
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
+    from lm_core.data.mindrecord import Row
     from lm_core.data.pipeline import RecordDataset
     from lm_core.tokenizer.base import Tokenizer
 
@@ -34,8 +35,6 @@ _PADDING = 4
 """A run of this many equal ids at the end is shown as a number."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
-
-Row = Mapping[str, np.ndarray]
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -30,7 +30,8 @@ import numpy as np
 from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io, parts, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
-from lm_core.checkpoint.saved import METRICS, OPTIMIZER, RUN, STATE
+from lm_core.checkpoint.saved import METRICS, OPTIMIZER, STATE
+from lm_core.config.of_checkpoint import RUN
 from lm_core.errors import CheckpointError
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
