@@ -9,6 +9,7 @@ A package that must differ overrides a test with `xfail(reason=...)`, where a re
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from importlib.util import find_spec
@@ -144,6 +145,19 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
             written = tmp_path / f"{name}.yaml"
             written.write_text(dump_run(run), encoding="utf-8")
             assert dump_run(registry.read_run(written)) == dump_run(run), name
+
+    def test_every_run_file_can_be_planned(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """`lm plan`: memory of training and of generation, on the ranks that the file asks for."""
+        from lm_core.cli import run_verb
+
+        for name in self.spec.run_names():
+            assert run_verb("plan", self.spec, ["--config", name]) == 0
+            shown = capsys.readouterr().out
+            asked = registry.read_run(name).degrees.world_size
+            ranks = re.findall(r"^([\d,]+) ranks, rank = ", shown, re.MULTILINE)
+            assert ranks == ([f"{asked:,}"] if asked > 1 else []), name
+            assert [shown.count(f"\n{what}: ") for what in ("training", "generation")] == [1, 1]
+            assert shown.count("\n  peak ") == 2, name
 
     # Weights.
 
