@@ -316,8 +316,10 @@ def test_a_directory_named_like_a_preset_wins(tmp_path, weights, monkeypatch):
 @pytest.mark.parametrize("name", ["toy_smal", "./missing", "/no/where", "x.safetensors", "a/b/c"])
 def test_names_of_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_SHOWN", 1)
     line = problem(hub.resolve, name)
     assert line.startswith(f"{name}: no such file or directory, and no preset")
+    assert line.endswith(", ...") == (name != "toy_smal")
     assert ("did you mean the preset toy_small?" in line) == (name == "toy_smal")
 
 

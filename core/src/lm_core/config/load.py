@@ -103,8 +103,8 @@ def family_names(layers: Layers) -> list[str]:
     return [name for name in found if isinstance(name, str) and name]
 
 
-def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
-    """Checks stacked layers and makes the run.
+def resolve(layers: Layers, family: ModelFamily, *, started: bool = True) -> RunConfig:
+    """Checks stacked layers and makes the run; `started`: see `checks.report_no_effect`.
 
     Raises:
         ConfigError: every problem found.
@@ -127,7 +127,7 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     if layers.problems or lines:
         raise ConfigError(*layers.problems, *lines)
     run.set_origins(_flat_origins(layers, family, preset))
-    checks.report_no_effect(run)
+    checks.report_no_effect(run, started=started)
     return run
 
 

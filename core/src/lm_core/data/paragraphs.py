@@ -54,7 +54,9 @@ def read(
 ) -> Iterator[Item]:
     """Items of paragraphs, uncleaned."""
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise DataError("tokenizer: needs a bos_token and an eos_token around paragraphs")
+        raise DataError(
+            "tokenizer: has no bos_token or no eos_token; paragraphs stand between both; name them"
+        )
     waiting: list[list[str]] = []
     size = 0
     for file in files:

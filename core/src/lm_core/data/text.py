@@ -260,7 +260,9 @@ def open_text(file: Path, newline: str | None = None) -> TextIO:
     try:
         return file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     except OSError as error:
-        raise DataError(f"input_file: {file} cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"input_file: {file} cannot be read: {error.strerror}; name one that can"
+        ) from error
 
 
 def valid(parts: Iterable[str], counts: Counts) -> Iterator[str]:

@@ -43,14 +43,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="vocabulary (default: the run's, or one near by)",
+        help="folder of the tokenizer (default: the run's, or one beside the records)",
     )
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="the run that they are for")
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="the run that the records are for")
     parser.add_argument(
         "--count", type=positive, default=3, metavar="N", help="records to show (default: 3)"
     )
     parser.add_argument(
-        "--max_tokens", type=positive, default=256, metavar="N", help="of each (default: 256)"
+        "--max_tokens",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="tokens to show of each record (default: 256)",
     )
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from lm_core import spec as registry
 from lm_core.checkpoint.layout import Memory
-from lm_core.cli import VERBS
+from lm_core.cli import EXAMPLES, VERBS
 from lm_core.testing import parity, tiny
 from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.classification import ClassifierContract
@@ -82,6 +82,9 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
             assert shown.startswith(f"usage: python -m {package}.{verb} ")
             assert f"{self.spec.name}: {VERBS[verb]}" in shown
             assert not [name for name in others if name in shown.lower()], verb
+            told, _, example = shown.partition(f"Example:\n  python -m {package}.{verb} ")
+            assert bool(example) == (verb in EXAMPLES), verb
+            assert not [flag for flag in re.findall(r"--[a-z_]+", example) if flag not in told]
 
     def test_chat_is_a_verb_where_there_is_a_format(self) -> None:
         """`python -m lm_x.chat`, or one line that says why not."""

@@ -196,7 +196,9 @@ class Tokenizer(Forms):
         if cut is not None:
             room = cut - (len(self.build_inputs([])) if add else 0)
             if room < 0:
-                raise TokenizerError(f"max_length: {cut} has no room for the tokens around a text")
+                raise TokenizerError(
+                    f"max_length: {cut} has no room for the tokens around a text; use a greater one"
+                )
             if len(ids) > room:
                 ids = ids[:room] if self.truncation_side == "right" else ids[len(ids) - room :]
         return self.build_inputs(ids) if add else ids

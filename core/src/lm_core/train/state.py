@@ -272,9 +272,10 @@ def find(wanted: bool | str, output: Path) -> Path | None:
         existing = saved.checkpoints(output, STATE)
         found = [path for path in existing if saved.step_of(path) == int(wanted)]
         if not found:
-            known = ", ".join(str(saved.step_of(path)) for path in existing) or "none"
+            known = ", ".join(str(saved.step_of(path)) for path in existing)
+            advice = f"use one that it has: {known}" if known else "it has none; leave this out"
             raise CheckpointError(
-                f"resume_training: {output} has no checkpoint of step {wanted}; it has {known}"
+                f"resume_training: {output} has no checkpoint of step {wanted}; {advice}"
             )
         atomic.check(found[0])
         return found[0]
