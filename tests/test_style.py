@@ -15,6 +15,11 @@ FUNCTION_LINES = 60
 MIDDLE_LINES = 12
 PACKAGE_LINES = 900
 YAML_LINES = 40
+VERBS = "pre-train, fine-tune, evaluate, generate, {chats}serve, convert, export"
+SECTIONS = (
+    "Install", "A checkpoint", "Generate", "Export", "Fine-tune", "Evaluate",
+    "Splitting and merging checkpoints",
+)  # fmt: skip
 MAY_PRINT = ("tasks", "cli.py", "launch")
 CLOSED_IN = {("sandbox", "program.py"), ("sandbox", "judge.py")}
 """Processes without files, network and privileges, see `lm_core.sandbox`."""
@@ -143,6 +148,14 @@ def test_packages_are_small_and_alike(package: Path):
     assert lines <= PACKAGE_LINES
     table = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     assert table["entry-points"]["lm.models"] == {package.name: f"lm_{package.name}:SPEC"}
+    chats = "chat, " if (source / "chat.py").is_file() else ""
+    assert table["description"].endswith(f" on MindSpore: {VERBS.format(chats=chats)}")
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_model_cards_have_their_sections(package: Path):
+    lines = (package / "README.md").read_text(encoding="utf-8").splitlines()
+    assert not [section for section in SECTIONS if f"## {section}" not in lines]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
