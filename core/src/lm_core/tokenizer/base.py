@@ -22,7 +22,7 @@ import regex
 
 from lm_core.errors import TokenizerError
 from lm_core.tokenizer.forms import Forms
-from lm_core.tokenizer.rows import cut_length, pad_length, tensor
+from lm_core.tokenizer.padding import cut_length, pad_length, tensor
 from lm_core.tokenizer.values import plain, without_surrogates
 
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -21,7 +21,7 @@ def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> dict[str,
 
 
 def plain_block(layer: int, hidden: int, inner: int) -> dict[str, Shape]:
-    """`lm_core.nn.learned.plain_block`: H = `hidden`, F = `inner`, biases everywhere."""
+    """`lm_core.nn.learned_positions.plain_block`: H = `hidden`, F = `inner`, biases everywhere."""
     attention, mlp = f"layers.{layer}.attention", f"layers.{layer}.mlp"
     found = norm(f"{attention}_norm", hidden)
     for name in ("q", "k", "v", "out"):
