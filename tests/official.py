@@ -156,13 +156,6 @@ def words(folder, output, *more, **changed):
     return ["convert", "pangualpha", *(w for flag in flags for w in flag), *map(str, more)]
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
-
-
 def contents(folder):
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None

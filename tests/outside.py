@@ -1,9 +1,10 @@
-"""Where tests find files that the project must not ship: vocabularies and data sets of others."""
+"""What tests compare with: vocabularies and data sets of others, which are not shipped; jieba."""
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,18 @@ def chinese_texts(name: str, *files: str) -> list[str]:
         lines = text.strip().split("\n") if "}\n{" in text else [text]
         found.update((one, None) for line in lines for one in _strings(json.loads(line)))
     return list(found)
+
+
+def jieba_tokenizer() -> Any:
+    """The original of `lm_core.tokenizer.words`, without its file in the folder for such."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import jieba
+
+    found = jieba.Tokenizer()
+    found.FREQ, found.total = found.gen_pfdict(found.get_dict_file())
+    found.initialized = True
+    return found
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -50,7 +50,7 @@ MINDSPORE_IN_CALLS = (
     "checkpoint.transform",
     "data.mindrecord",
     "data.pipeline",
-    "tokenizer.rows",  # return_tensors="ms"
+    "tokenizer.padding",  # return_tensors="ms"
     "tasks",
     "auto",
     "trainer",

@@ -7,66 +7,48 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from measures import Function, every_file, functions, length, lines, table
 from sources import CORE, PACKAGES, ROOT, all_sources, parse
 
 FILE_LINES = 400
 FUNCTION_LINES = 60
+MIDDLE_LINES = 12
 PACKAGE_LINES = 900
 YAML_LINES = 40
+VERBS = "pre-train, fine-tune, evaluate, generate, {chats}serve, convert, export"
+SECTIONS = (
+    "Install", "A checkpoint", "Generate", "Export", "Fine-tune", "Evaluate",
+    "Splitting and merging checkpoints",
+)  # fmt: skip
 MAY_PRINT = ("tasks", "cli.py", "launch")
 CLOSED_IN = {("sandbox", "program.py"), ("sandbox", "judge.py")}
 """Processes without files, network and privileges, see `lm_core.sandbox`."""
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def every_file() -> list[Path]:
-    """Sources, tests and tools."""
-    places = [CORE, *PACKAGES, ROOT / "tests", ROOT / "tools"]
-    return sorted(
-        file for place in places for file in place.rglob("*.py") if ".venv" not in file.parts
-    )
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def length(function: Function) -> int:
-    """Lines of code, without the docstring."""
-    first = function.body[0]
-    docstring = ast.get_docstring(function, clean=False)
-    own = (first.end_lineno or 0) - first.lineno + 1 if docstring is not None else 0
-    return (function.end_lineno or 0) - function.lineno + 1 - own
-
-
 def test_files_are_short():
-    long = {
-        name(file): count
-        for file in every_file()
-        if (count := len(file.read_text().splitlines())) > FILE_LINES
-    }
-    assert not long
+    assert not {name(file): lines(file) for file in every_file() if lines(file) > FILE_LINES}
 
 
 def test_functions_are_short():
-    long = {
-        f"{name(file)}:{node.lineno}: {node.name}": count
-        for file in every_file()
-        for node in ast.walk(parse(file))
-        if isinstance(node, Function) and (count := length(node)) > FUNCTION_LINES
+    assert not {
+        f"{name(file)}:{function.lineno}: {function.name}": length(function)
+        for file, function in functions(every_file())
+        if length(function) > FUNCTION_LINES
     }
-    assert not long
 
 
 def test_the_middle_function_is_about_ten_lines():
-    lengths = sorted(
-        length(node)
-        for file in all_sources()
-        for node in ast.walk(parse(file))
-        if isinstance(node, Function)
-    )
-    assert lengths[len(lengths) // 2] <= 12
+    lengths = sorted(length(function) for _, function in functions(all_sources()))
+    assert lengths[len(lengths) // 2] <= MIDDLE_LINES
+
+
+def test_lengths_are_those_that_are_written_down():
+    """Else replace the table in CONTRIBUTING.md by what `python tests/measures.py` prints."""
+    assert table() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_sources_are_ascii():
@@ -94,10 +76,9 @@ def test_only_commands_print():
 
 def test_functions_say_their_types():
     wrong = [
-        f"{name(file)}:{node.lineno}: {node.name}"
-        for file in all_sources()
-        for node in ast.walk(parse(file))
-        if isinstance(node, Function) and not is_annotated(node)
+        f"{name(file)}:{function.lineno}: {function.name}"
+        for file, function in functions(all_sources())
+        if not is_annotated(function)
     ]
     assert not wrong
 
@@ -167,6 +148,14 @@ def test_packages_are_small_and_alike(package: Path):
     assert lines <= PACKAGE_LINES
     table = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     assert table["entry-points"]["lm.models"] == {package.name: f"lm_{package.name}:SPEC"}
+    chats = "chat, " if (source / "chat.py").is_file() else ""
+    assert table["description"].endswith(f" on MindSpore: {VERBS.format(chats=chats)}")
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_model_cards_have_their_sections(package: Path):
+    lines = (package / "README.md").read_text(encoding="utf-8").splitlines()
+    assert not [section for section in SECTIONS if f"## {section}" not in lines]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

@@ -103,7 +103,7 @@ def test_a_line_per_interval_and_one_at_the_end(lines, now):
     for _ in range(100):
         now[0] += 0.5
         bar.update()
-    bar.set_postfix(loss=3.14159, lr=1e-5, n=3)
+    bar.set_postfix_str("loss=3.142, lr=1e-05, n=3")
     bar.close()
     bar.close()
     assert lines[0] == "train: 20/100 step, 20 %, 2 step/s, 0:40 left"
@@ -165,9 +165,7 @@ def test_the_terminal_gets_a_bar_and_messages_do_not_tear_it(monkeypatch):
     assert text.count("a message\n") == 3
     assert {
         "update",
-        "set_postfix",
         "set_postfix_str",
-        "set_description",
         "close",
         "refresh",
     } <= set(dir(bar)) & set(dir(Lines))

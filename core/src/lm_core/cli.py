@@ -54,6 +54,23 @@ WITH_RUN = (
 )  # fmt: skip
 OF_A_RUN = ("config", "plan")
 """Verbs that take a run, `lm plan RUN` or `lm plan --config RUN`, as well as a model."""
+EXAMPLES = {
+    "pretrain": "--config {name}_tiny --train_dataset_dir my.mindrecord --output_dir output",
+    "finetune": "--load_checkpoint output --train_dataset_dir my.mindrecord --output_dir tuned",
+    "evaluate": "--load_checkpoint output --eval_dataset_dir my.mindrecord",
+    "predict": '--load_checkpoint output --predict_data "Once upon a time" --max_new_tokens 50',
+    "chat": '--load_checkpoint output --system "Be brief."',
+    "serve": "--load_checkpoint output --port 8000",
+    "convert": "--input output --output published --format hf",
+    "export": "--load_checkpoint output --output_dir graphs",
+    "transform": "--src_ckpt_dir output --dst_ckpt_dir cut parallel_config.model_parallel=2",
+    "merge": "--load_checkpoint base --load_adapter output --output merged",
+    "config": "--config {name}_tiny --changed",
+    "plan": "--config {name}_tiny parallel_config.model_parallel=2",
+    "checkpoint": "verify output",
+    "preview": "my.mindrecord --tokenizer output",
+}
+"""What stands behind a verb, at the end of its help."""
 PLAIN = {
     "checkpoint": "verify or list the checkpoints below a folder",
     "preview": "show records as text, the trained part marked",
@@ -220,6 +237,7 @@ def _run(
         add_run_arguments(parser)
     # A verb whose flags depend on the model takes the package as a second argument.
     task.add_arguments(*(parser, spec)[: len(signature(task.add_arguments).parameters)])
+    _add_example(parser, verb if says == VERBS[verb] else "", spec.name if spec else "")
     # Scripts of model cards spell some commands in their own way.
     args, overrides = _parse(parser, getattr(task, "spelling", list)(words))
     if run_name and not getattr(args, "config", "given"):
@@ -232,7 +250,14 @@ def _run_plain(verb: str, words: list[str]) -> int:
     task = _task(verb)
     parser = _parser(f"lm {verb}", PLAIN[verb])
     task.add_arguments(parser)
+    _add_example(parser, verb)
     return int(task.run(_parse(parser, words)[0]) or 0)
+
+
+def _add_example(parser: argparse.ArgumentParser, verb: str, name: str = "") -> None:
+    if verb in EXAMPLES:
+        example = f"Example:\n  {parser.prog} {EXAMPLES[verb].format(name=name)}"
+        parser.epilog = f"{parser.epilog}\n\n{example}" if parser.epilog else example
 
 
 class _Parser(argparse.ArgumentParser):

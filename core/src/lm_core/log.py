@@ -149,20 +149,6 @@ class Lines:
         """What stands at the end of the line."""
         self.postfix = text
 
-    def set_postfix(
-        self, ordered_dict: dict[str, Any] | None = None, refresh: bool = True, **values: Any
-    ) -> None:
-        """Like `set_postfix_str` with `key=value` pairs; floats get four digits."""
-        pairs = {**(ordered_dict or {}), **values}
-        self.postfix = ", ".join(
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in pairs.items()
-        )
-
-    def set_description(self, desc: str = "", refresh: bool = True) -> None:
-        """What is being done."""
-        self.desc = desc
-
     def refresh(self) -> None:
         """A bar draws itself again; lines have nothing to do."""
 

@@ -11,6 +11,7 @@ from lm_core.checkpoint import ckpt
 from lm_core.checkpoint.ckpt import CkptFile
 from lm_core.checkpoint.layout import BFLOAT16, Memory, cast, stream
 from lm_core.errors import CheckpointError
+from lm_core.testing.parity import assert_same
 
 
 def arrays():
@@ -21,13 +22,6 @@ def arrays():
     found["scalar"] = np.array(2.5, np.float32)
     found["long"] = np.arange(300 * 7, dtype=np.float32).reshape(300, 7)
     return found
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 def as_mindspore(array):
@@ -53,7 +47,7 @@ def test_reads_what_mindspore_writes(tmp_path, crc):
     found = CkptFile(path)
     read = dict(stream(found))
     assert int(read.pop("epoch_num")) == 3
-    same(read, arrays())
+    assert_same(read, arrays())
     assert found.metadata == {"s": "text"}
 
 
@@ -63,7 +57,7 @@ def test_mindspore_reads_what_is_written(tmp_path):
     path = tmp_path / "x.ckpt"
     ckpt.write(path, Memory(arrays()))
     found = mindspore.load_checkpoint(str(path), crc_check=True)
-    same({name: as_numpy(p) for name, p in found.items()}, arrays())
+    assert_same({name: as_numpy(p) for name, p in found.items()}, arrays())
 
 
 def test_large_tensors_are_sliced_and_joined(tmp_path, monkeypatch):
@@ -76,9 +70,9 @@ def test_large_tensors_are_sliced_and_joined(tmp_path, monkeypatch):
     ckpt.write(path, Memory(arrays()), written.append)
     assert sum(written) == sum(array.nbytes for array in arrays().values())
     assert len(CkptFile(path)._parts["long"]) > 5
-    same(dict(stream(CkptFile(path))), arrays())
+    assert_same(CkptFile(path), arrays())
     found = mindspore.load_checkpoint(str(path), crc_check=True)
-    same({name: as_numpy(p) for name, p in found.items()}, arrays())
+    assert_same({name: as_numpy(p) for name, p in found.items()}, arrays())
 
 
 def test_reads_mindspores_own_slices(tmp_path, monkeypatch):
@@ -91,14 +85,14 @@ def test_reads_mindspores_own_slices(tmp_path, monkeypatch):
     mindspore.save_checkpoint([{"name": "big", "data": as_mindspore(big)}], path)
     found = CkptFile(path)
     assert len(found._parts["big"]) > 5
-    same(dict(stream(found)), {"big": big})
+    assert_same(found, {"big": big})
 
 
 def test_empty_tensors_and_transposed_views(tmp_path):
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     given = {"t": x.T, "none": np.zeros((0, 3), np.float32), "zero": np.zeros(0, np.float32)}
     ckpt.write(tmp_path / "x.ckpt", Memory(given))
-    same(dict(stream(CkptFile(tmp_path / "x.ckpt"))), given)
+    assert_same(CkptFile(tmp_path / "x.ckpt"), given)
 
 
 def test_every_flipped_byte_and_truncation_is_noticed(tmp_path):
@@ -116,7 +110,7 @@ def test_every_flipped_byte_and_truncation_is_noticed(tmp_path):
     for length in range(len(data)):
         path.write_bytes(data[:length])
         try:
-            same(dict(stream(CkptFile(path))), good)
+            assert_same(CkptFile(path), good)
         except (CheckpointError, AssertionError):
             continue
         # Without its CRC a list that ends after a whole value is a valid, if shorter, file.

@@ -13,11 +13,12 @@ import pytest
 from lm_core import spec as registry
 from lm_core.checkpoint import ckpt, hub, io, tensorfile
 from lm_core.checkpoint.atomic import MANIFEST
-from lm_core.checkpoint.layout import Memory, Table, Transpose, stream
+from lm_core.checkpoint.layout import Memory, Table, Transpose
 from lm_core.config.model import ModelConfig
 from lm_core.config.section import Positive
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.spec import ModelSpec
+from lm_core.testing.parity import assert_same
 
 
 class ToyConfig(ModelConfig):
@@ -111,18 +112,11 @@ def problem(call, *parts, **options):
     return line
 
 
-def same(source, weights):
-    found = dict(stream(source.tensors()))
-    assert found.keys() == weights.keys()
-    assert all(np.array_equal(found[name], weights[name]) for name in weights)
-    return True
-
-
 def test_hugging_face_directory(tmp_path, weights):
     source = hub.resolve(hf(tmp_path / "m", weights, flavour="sour"))
     assert (source.spec, source.layout, source.config.flavour) == (TOY, "hf", "sour")
-    assert same(source, weights)
-    assert same(hub.resolve(str(tmp_path / "m") + "/"), weights)
+    assert_same(source.tensors(), weights)
+    assert_same(hub.resolve(str(tmp_path / "m") + "/").tensors(), weights)
 
 
 def test_generation_config_is_read_over_it(tmp_path, weights):
@@ -143,7 +137,7 @@ def test_native_directory(tmp_path, weights):
     source = hub.resolve(native(tmp_path / "m", weights, flavour="sour", eos_token_id=[1, 2]))
     assert (source.spec, source.layout) == (TOY, "native")
     assert source.config == ToyConfig(flavour="sour", eos_token_id=[1, 2])
-    assert same(source, weights)
+    assert_same(source.tensors(), weights)
 
 
 def test_damaged_directories_are_refused_by_name(tmp_path, weights):
@@ -163,7 +157,7 @@ def test_a_native_directory_without_manifest_loads_with_a_word(tmp_path, weights
     directory = native(tmp_path / "m", weights)
     (directory / MANIFEST).unlink()
     with caplog.at_level("INFO"):
-        assert same(hub.resolve(directory), weights)
+        assert_same(hub.resolve(directory).tensors(), weights)
     assert "are not verified" in caplog.text
 
 
@@ -172,10 +166,11 @@ def test_mindformers_directory(tmp_path, weights):
     assert "does not say which model it is" in problem(hub.resolve, tmp_path)
     source = hub.resolve(tmp_path, config=ToyConfig(flavour="sour"))
     assert (source.layout, source.spec, source.config.flavour) == ("mindformers", TOY, "sour")
-    assert same(source, weights)
+    assert_same(source.tensors(), weights)
     io.write_config(tmp_path, "toy", ToyConfig(), {"name": "mindformers", "hf.prefix": ""})
     source = hub.resolve(tmp_path)
-    assert source.layout == "mindformers" and same(source, weights)
+    assert source.layout == "mindformers"
+    assert_same(source.tensors(), weights)
     assert source.tensors().metadata["hf.prefix"] == ""
 
 
@@ -193,10 +188,11 @@ def test_files_are_told_by_their_names(tmp_path, weights, layout, suffix):
     assert "does not say which model it is" in problem(hub.resolve, path)
     source = hub.resolve(path, config=ToyConfig(), spec=TOY)
     assert source.layout == {"short": "hf"}.get(layout, layout)
-    assert same(source, weights)
+    assert_same(source.tensors(), weights)
     (tmp_path / "config.json").write_text('{"model_type": "toy-hf", "flavour": "hot"}')
     beside = hub.resolve(path)
-    assert beside.config.flavour == "hot" and same(beside, weights)
+    assert beside.config.flavour == "hot"
+    assert_same(beside.tensors(), weights)
 
 
 def test_a_file_of_another_model(tmp_path):
@@ -226,7 +222,8 @@ def test_another_configuration_is_used_with_a_warning(tmp_path, weights, caplog)
     directory = hf(tmp_path / "m", weights, flavour="sour")
     given = ToyConfig(num_heads=4)
     source = hub.resolve(directory, config=given)
-    assert source.config is given and same(source, weights)
+    assert source.config is given
+    assert_same(source.tensors(), weights)
     assert "flavour is 'sour', but 'sweet' is used" in caplog.text
     assert "num_heads is 2, but 4 is used" in caplog.text
     caplog.clear()
@@ -273,7 +270,7 @@ def test_the_newest_good_checkpoint_of_a_run(tmp_path, weights, caplog):
     (newest / "model.safetensors").write_bytes(b"x")
     source = hub.resolve(tmp_path)
     assert source.path.name == "step-9" and "step-10/model.safetensors" in caplog.text
-    assert same(source, {name: array + 9 for name, array in weights.items()})
+    assert_same(source.tensors(), {name: array + 9 for name, array in weights.items()})
 
 
 def test_a_run_of_which_all_is_damaged(tmp_path, weights):
@@ -284,7 +281,7 @@ def test_a_run_of_which_all_is_damaged(tmp_path, weights):
 
 def test_a_file_of_a_checkpoint_is_verified_too(tmp_path, weights):
     file = native(tmp_path / "m", weights) / "model.safetensors"
-    assert same(hub.resolve(file), weights)
+    assert_same(hub.resolve(file).tensors(), weights)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -294,7 +291,7 @@ def test_a_file_of_a_checkpoint_is_verified_too(tmp_path, weights):
 def test_a_replaced_directory_whose_writer_died(tmp_path, weights):
     directory = native(tmp_path / "m", weights)
     os.rename(directory, tmp_path / ".m.old-host-1-aa")
-    assert same(hub.resolve(directory), weights)
+    assert_same(hub.resolve(directory).tensors(), weights)
 
 
 def test_presets_have_no_weights(tmp_path):
@@ -319,8 +316,10 @@ def test_a_directory_named_like_a_preset_wins(tmp_path, weights, monkeypatch):
 @pytest.mark.parametrize("name", ["toy_smal", "./missing", "/no/where", "x.safetensors", "a/b/c"])
 def test_names_of_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_SHOWN", 1)
     line = problem(hub.resolve, name)
     assert line.startswith(f"{name}: no such file or directory, and no preset")
+    assert line.endswith(", ...") == (name != "toy_smal")
     assert ("did you mean the preset toy_small?" in line) == (name == "toy_smal")
 
 
@@ -359,7 +358,8 @@ def online(tmp_path, weights, monkeypatch):
 
 def test_hub_ids_are_downloaded(online, weights):
     source = hub.resolve("toys/anything")
-    assert source.config.flavour == "hub" and same(source, weights)
+    assert source.config.flavour == "hub"
+    assert_same(source.tensors(), weights)
     ((name, patterns),) = online.asked
     assert name == "toys/anything" and "*.safetensors" in patterns
     assert not any("bin" in pattern or pattern == "*" for pattern in patterns)
@@ -367,7 +367,8 @@ def test_hub_ids_are_downloaded(online, weights):
 
 def test_published_weights_of_a_preset_are_downloaded(online, weights):
     source = hub.weights("toy_small", hub.resolve("toy_small"))
-    assert online.asked[0][0] == "toys/small" and same(source, weights)
+    assert online.asked[0][0] == "toys/small"
+    assert_same(source.tensors(), weights)
     assert "a size without weights" in problem(hub.weights, "toy_big", hub.resolve("toy_big"))
 
 

@@ -11,6 +11,7 @@ import pytest
 from lm_core.checkpoint import ckpt, io, tensorfile
 from lm_core.checkpoint.layout import BFLOAT16, Memory, cast, stream
 from lm_core.errors import CheckpointError
+from lm_core.testing.parity import assert_same
 
 F32 = np.dtype("<f4")
 
@@ -18,13 +19,6 @@ F32 = np.dtype("<f4")
 def arrays():
     generator = np.random.default_rng(0)
     return {f"w{i}": generator.normal(size=(4, i + 1)).astype(np.float32) for i in range(5)}
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 def problem(call, *parts):
@@ -38,7 +32,7 @@ def test_a_file_by_its_suffix(tmp_path):
     tensorfile.write(tmp_path / "a.safetensors", Memory(arrays()))
     ckpt.write(tmp_path / "a.ckpt", Memory(arrays()))
     for name in ("a.safetensors", "a.ckpt"):
-        same(dict(stream(io.open_file(tmp_path / name))), arrays())
+        assert_same(io.open_file(tmp_path / name), arrays())
     (tmp_path / "a.npz").touch()
     assert "unknown kind of weights file" in problem(io.open_file, tmp_path / "a.npz")
     assert "no such file" in problem(io.open_file, tmp_path / "b.ckpt")
@@ -53,7 +47,7 @@ def test_what_a_directory_is_read_from(tmp_path):
     line = problem(io.open_directory, tmp_path)
     assert "holds x.ckpt, y.ckpt, which have the same tensors, and no index" in line
     ckpt.write(tmp_path / "y.ckpt", Memory({"other": np.ones(2)}))
-    same(dict(stream(io.open_directory(tmp_path))), {"from": np.zeros(1), "other": np.ones(2)})
+    assert_same(io.open_directory(tmp_path), {"from": np.zeros(1), "other": np.ones(2)})
     tensorfile.write(tmp_path / "other.safetensors", Memory(arrays()))
     assert io.open_directory(tmp_path).where.endswith("other.safetensors")
     (tmp_path / "pytorch_model.bin").touch()
@@ -69,7 +63,7 @@ def sharded(tmp_path):
 def test_shards(tmp_path):
     sharded(tmp_path)
     found = io.open_directory(tmp_path)
-    same(dict(stream(found)), arrays())
+    assert_same(found, arrays())
     assert found.where == str(tmp_path) and found.metadata == {"format": "pt"}
 
 
@@ -152,7 +146,7 @@ def test_pytorch_files_are_read_as_weights_only(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", fake)
     (tmp_path / "m.bin").touch()
     found = io.open_file(tmp_path / "m.bin")
-    same(dict(stream(found)), {"a": np.ones((2, 3), np.float32), "b": bf})
+    assert_same(found, {"a": np.ones((2, 3), np.float32), "b": bf})
     assert asked["weights_only"] is True
     state["epoch"] = 3
     assert "holds more than tensors (epoch)" in problem(io.open_file, tmp_path / "m.bin")
@@ -204,10 +198,10 @@ def test_parameters_there_and_back(on_cpu, monkeypatch):
     assert told == [48] * 3
     kinds = {"a": F32, "b": np.dtype("<f2"), "c": BFLOAT16}
     expected = {name: cast(given[name], kinds[name]) for name in made}
-    same(dict(stream(io.Parameters(made))), expected)
+    assert_same(io.Parameters(made), expected)
     # From narrow types too, bit for bit.
     io.assign(made, Memory(expected))
-    same(dict(stream(io.Parameters(made))), expected)
+    assert_same(io.Parameters(made), expected)
     io.assign(made, Memory({"a": expected["c"]}))
     assert np.array_equal(made["a"].asnumpy(), cast(expected["c"], F32))
 

@@ -12,6 +12,7 @@ from lm_core.checkpoint import io, tensorfile
 from lm_core.checkpoint.layout import BFLOAT16, Memory, TensorSpec, stream
 from lm_core.checkpoint.tensorfile import SafetensorsFile, blocks, parse_size
 from lm_core.errors import CheckpointError
+from lm_core.testing.parity import assert_same
 
 KINDS = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
 
@@ -26,23 +27,16 @@ def arrays(seed=0):
     return found
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
-
-
 def test_reads_what_the_library_writes(tmp_path):
     save_file(arrays(), tmp_path / "x.safetensors", metadata={"format": "pt", "a": "b"})
     found = SafetensorsFile(tmp_path / "x.safetensors")
-    same(dict(stream(found)), arrays())
+    assert_same(found, arrays())
     assert found.metadata == {"format": "pt", "a": "b"}
 
 
 def test_the_library_reads_what_is_written(tmp_path):
     tensorfile.write(tmp_path / "x.safetensors", Memory(arrays(), metadata={"k": "v"}))
-    same(load_file(tmp_path / "x.safetensors"), arrays())
+    assert_same(load_file(tmp_path / "x.safetensors"), arrays())
     again = SafetensorsFile(tmp_path / "x.safetensors")
     assert again.metadata == {"k": "v"}
     # Every tensor begins at a multiple of its own size, for readers that map the file.
@@ -65,7 +59,7 @@ def test_bfloat16_and_float8_keep_their_bytes(tmp_path):
     tensorfile.write(tmp_path / "y.safetensors", found)
     again = (tmp_path / "y.safetensors").read_bytes()
     assert again.endswith(body)
-    same(dict(stream(SafetensorsFile(tmp_path / "y.safetensors"))), dict(stream(found)))
+    assert_same(SafetensorsFile(tmp_path / "y.safetensors"), found)
 
 
 def test_transposed_views_are_written_in_order(tmp_path):
@@ -97,7 +91,7 @@ def test_shards_and_their_index(tmp_path):
         assert name in load_file(tmp_path / file)
     sizes = [sum(a.nbytes for a in load_file(tmp_path / f).values()) for f in files[:-1]]
     assert sizes == [800, 800, 800, 400, 10000]
-    same(dict(stream(io.open_directory(tmp_path))), whole)
+    assert_same(io.open_directory(tmp_path), whole)
 
 
 def test_one_shard_has_no_index(tmp_path):

@@ -15,6 +15,7 @@ from lm_core.parallel import strategy
 from lm_core.parallel.partition import Partition
 from lm_core.parallel.strategy import Item, Strategy
 from lm_core.testing import parts
+from lm_core.testing.parity import assert_same
 
 HEADS, KEY_HEADS, WIDTH = 8, 2, 16
 CONFIG = SimpleNamespace(
@@ -73,7 +74,7 @@ def test_any_degrees_become_any_others(tmp_path, monkeypatch, source, target):
     ranks = wanted.degrees.world_size
     for rank in {0, ranks // 2, ranks - 1}:
         made = Transformed(open_part, strategy.of(own), strategy.of(wanted), rank)
-        assert parts.same(made, parts.cut(whole, wanted, rank))
+        assert_same(made, parts.cut(whole, wanted, rank))
     assert not list(tmp_path.iterdir())
 
 
@@ -110,7 +111,7 @@ def test_mindspore_is_asked_once_for_each_kind_of_cut(monkeypatch):
     made = Transformed(
         lambda rank: parts.cut(whole, own, rank), strategy.of(own), strategy.WHOLE, 0
     )
-    assert parts.same(made, whole)
+    assert_same(made, whole)
     kinds = {item for item in strategy.of(own).stages[0].values() if item.is_cut}
     assert len(asked) == len(kinds) and 2 <= len(kinds) <= 4
     assert max(given) < 100
@@ -129,7 +130,7 @@ def test_bits_of_every_type_survive(dtype):
         return Memory({n: np.ascontiguousarray(split[rank % 4]) for n, split in halves.items()})
 
     made = Transformed(open_part, cut, strategy.WHOLE, 0)
-    assert parts.same(made, Memory({"a": whole, "b": whole}))
+    assert_same(made, Memory({"a": whole, "b": whole}))
 
 
 def test_optimizer_parallel_of_mindspore():

@@ -17,7 +17,6 @@ from lm_core.config.flags import (
     str2bool,
     world_size,
 )
-from lm_core.config.of_checkpoint import peek
 from lm_core.errors import ConfigError
 
 
@@ -277,17 +276,14 @@ def test_nothing_says_what_the_model_is(resolve, tmp_path: Path):
             resolve(*words)
 
 
-def test_damaged_config_json(tmp_path: Path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
-        peek(tmp_path)
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(ConfigError, match="not JSON"):
-        peek(tmp_path)
-    (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ConfigError, match="not a JSON object"):
-        peek(tmp_path)
-    assert peek(tmp_path / "none") is None
+@pytest.mark.parametrize(
+    ("damaged", "says"),
+    [(b"{", "not JSON"), (b"\xff\xfe{", "not JSON"), (b"[1]", "not a JSON object")],
+)
+def test_damaged_config_json(resolve, tmp_path: Path, damaged, says):
+    (tmp_path / "config.json").write_bytes(damaged)
+    with pytest.raises(ConfigError, match=says):
+        resolve("--load_checkpoint", str(tmp_path))
 
 
 # Processes.

@@ -219,8 +219,8 @@ def test_a_living_writer_is_left_alone(records, tmp_path):
     ("path", "splits", "message"),
     [
         ("x.txt", 1, r"x.txt must end in mindrecord"),
-        ("x.mindrecord", 0, "num_splits: 0 must be from 1 to 1000"),
-        ("x.mindrecord", 1001, "num_splits: 1001 must be from 1 to 1000"),
+        ("x.mindrecord", 0, "num_splits: is 0; must be from 1 to 1000"),
+        ("x.mindrecord", 1001, "num_splits: is 1001; must be from 1 to 1000"),
         ("folder.mindrecord", 1, "is a folder"),
         ("file/x.mindrecord", 1, "cannot be written"),
     ],

@@ -111,7 +111,7 @@ def test_flags(tokenizer):
     assert flags().seq_length == 2048
     with pytest.raises(DataError, match="repeat: 0 writes nothing"):
         PARAGRAPHS.columns(flags("--repeat", "0"))
-    with pytest.raises(DataError, match="needs a bos_token and an eos_token"):
+    with pytest.raises(DataError, match="has no bos_token or no eos_token"):
         list(PARAGRAPHS.read([], flags(), tokenizer, Counts()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm_core import cli
+from lm_core.config import checks
 from lm_core.parallel import machine
 
 
@@ -131,6 +132,14 @@ def test_the_machine(plan, monkeypatch):
     assert plan("toy", *ascend)[-1].startswith("device: Ascend; say what it has")
     lines = plan("toy", *ascend, "context.max_device_memory=1GiB")
     assert lines[-2:] == ["device: Ascend, 1GiB", "  one process: training fits, generation fits"]
+
+
+def test_what_plan_reads_has_an_effect(plan, monkeypatch):
+    """And what it does not read is named, once."""
+    told = []
+    monkeypatch.setattr(checks, "notice_once", lambda key, text: told.append(text))
+    plan("toy", "context.device_target=Ascend", "context.max_device_memory=1GiB", "auto_tune=True")
+    assert told == ["accepted, but without effect: auto_tune"]
 
 
 def test_the_model_is_found_in_the_run(plan):

@@ -6,11 +6,10 @@ import json
 import random
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
-from outside import CHINESE, chinese_texts
+from outside import CHINESE, chinese_texts, jieba_tokenizer
 
 from lm_core.tokenizer import word_tables, words
 from lm_core.tokenizer.word_guess import Guesses
@@ -22,15 +21,7 @@ VECTORS = json.loads(Path(__file__).with_name("words_vectors.json").read_text())
 
 @pytest.fixture(scope="module")
 def jieba():
-    """Its own reader and its own loops, without its file in the folder for temporary files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import jieba
-
-    found = jieba.Tokenizer()
-    found.FREQ, found.total = found.gen_pfdict(found.get_dict_file())
-    found.initialized = True
-    return found
+    return jieba_tokenizer()
 
 
 @pytest.mark.parametrize("expected", VECTORS, ids=range(len(VECTORS)))

@@ -148,7 +148,9 @@ def test_what_is_wanted(made, folder, tmp_path):
     assert state.find(str(inner), tmp_path) == inner
     for place in (run, run.parent, run.parent.parent):
         assert state.find(str(place), tmp_path) == newest
-    with pytest.raises(CheckpointError, match="has no checkpoint of step 9; it has 7, 6, 5"):
+    with pytest.raises(
+        CheckpointError, match="has no checkpoint of step 9; use one that it has: 7, 6, 5"
+    ):
         state.find("9", run)
     with pytest.raises(CheckpointError, match="has no checkpoint of step 9; it has none"):
         state.find("9", tmp_path / "nothing")

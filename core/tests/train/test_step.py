@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import ParameterTuple, Tensor
 
+from lm_core.testing.parity import assert_same
 from lm_core.train.evaluation import LossTerms
 from lm_core.train.optimizer import AdamW, Sgd
 from lm_core.train.step import TrainStep, trained_parameters
@@ -107,8 +108,7 @@ def test_the_same_run_twice_is_bit_identical(tiny_model, micro_batch, values):
     for parts in (1, 2):
         (losses, weights), (again, weights_again) = run(parts), run(parts)
         assert losses == again
-        for name, array in weights.items():
-            assert array.tobytes() == weights_again[name].tobytes()
+        assert_same(weights_again, weights)
 
 
 def test_dropout_masks_change_from_step_to_step(tiny_model, micro_batch):
@@ -174,16 +174,14 @@ def test_an_overflow_changes_nothing(tiny_model, micro_batch, values, parts):
     assert np.isfinite(result.loss)
     assert (step.steps, step.updates) == (2, 1)
     after = values(model) | {n: p.asnumpy() for n, p in step.optimizer.state().items()}
-    for name, array in before.items():
-        assert array.tobytes() == after[name].tobytes(), name
+    assert_same(after, before)
     # And the next step is the one that would have come without it.
     other = tiny_model()
     reference = build(other, accumulation=parts, clip=1.0, weight_decay=0.1)
     for _ in range(2):
         reference(batch, 1e-2)
     step(batch, 1e-2)
-    for name, array in values(other).items():
-        assert array.tobytes() == values(model)[name].tobytes(), name
+    assert_same(values(model), values(other))
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -200,8 +198,7 @@ def test_an_infinite_loss_with_finite_gradients_changes_nothing(
     result = step(cut((ids, labels), parts), 1e-2)
     assert result.skipped and result.loss == np.inf and np.isfinite(result.grad_norm)
     assert (step.steps, step.updates) == (2, 1)
-    for name, array in before.items():
-        assert array.tobytes() == values(model)[name].tobytes(), name
+    assert_same(values(model), before)
 
 
 def test_untrained_micro_batches_and_rows_count_for_nothing(tiny_model, micro_batch, values):

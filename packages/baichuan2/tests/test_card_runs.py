@@ -79,13 +79,6 @@ def plan(capsys, *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", SPEC.run_names())
-def test_every_packaged_run_can_be_planned(name: str, capsys):
-    shown = plan(capsys, "--config", name)
-    assert "training: " in shown and "generation: " in shown
-    assert (" ranks, rank = " in shown) == ("tiny" not in name)
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "ranks"),
     [

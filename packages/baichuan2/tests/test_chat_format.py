@@ -8,14 +8,9 @@ from sentencepiece import SentencePieceProcessor
 
 from lm_baichuan2.tokenizer import ASSISTANT, USER, Baichuan2Tokenizer
 from lm_core.errors import TokenizerError
+from lm_core.testing.tiny import messages
 
 PUBLISHED = DATA / "baichuan2_7b" / "tokenizer.model"
-
-
-def messages(*texts: str, system: str | None = None) -> list[dict[str, str]]:
-    found = [] if system is None else [{"role": "system", "content": system}]
-    roles = ("user", "assistant")
-    return found + [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
 CASES = [

@@ -20,6 +20,7 @@ from lm_core.checkpoint.tensorfile import SafetensorsFile
 from lm_core.cli import main
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = ("baichuan2_7b", "baichuan2_13b")
@@ -44,13 +45,6 @@ def config():
 @pytest.fixture(scope="module")
 def ours(config):
     return dict(stream(HF.load(Memory(golden()), config)))
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 def as_mindformers(theirs):
@@ -79,7 +73,7 @@ def test_recorded_files_there_and_back(case):
     config = Baichuan2Config.from_hf(described(case))
     loaded = HF.load(SafetensorsFile(GOLDENS / case / "model.safetensors"), config)
     assert {name: spec.shape for name, spec in loaded.specs.items()} == shapes(config)
-    same(dict(stream(HF.save(loaded, config))), golden(case))
+    assert_same(HF.save(loaded, config), golden(case))
 
 
 def test_parts_of_one_matrix_and_the_head(ours):
@@ -96,15 +90,15 @@ def test_parts_of_one_matrix_and_the_head(ours):
 
 def test_mindformers_as_its_converter_makes_it(config, ours):
     saved = dict(stream(MINDFORMERS.save(Memory(ours), config)))
-    same(saved, as_mindformers(golden()))
-    same(dict(stream(MINDFORMERS.load(Memory(saved), config))), ours)
+    assert_same(saved, as_mindformers(golden()))
+    assert_same(MINDFORMERS.load(Memory(saved), config), ours)
 
 
 def test_optimizer_state_of_a_mindformers_checkpoint_is_left_out(config, ours):
     saved = as_mindformers(golden())
     state = {f"adam_{kind}.{name}": array for kind in "mv" for name, array in saved.items()}
     state |= {name: np.zeros(1) for name in ("global_step", "scale_sense", "epoch_num")}
-    same(dict(stream(MINDFORMERS.load(Memory(saved | state), config))), ours)
+    assert_same(MINDFORMERS.load(Memory(saved | state), config), ours)
 
 
 def test_the_published_files_names():
@@ -220,10 +214,10 @@ def test_files_of_every_type_and_in_shards(tmp_path, dtype, ours):
     folder = directory(tmp_path / "m", Cast(Memory(golden()), dtype), 20_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     found = dict(stream(hub.resolve(folder).tensors()))
-    same(found, dict(stream(Cast(Memory(ours), dtype))))
+    assert_same(found, Cast(Memory(ours), dtype))
     assert (found["norm.weight"].dtype == BFLOAT16) == (dtype == "bfloat16")
     loaded = tiny.weights(AutoModel.from_pretrained(folder))
-    same(loaded, dict(stream(Cast(Memory(found), "float32"))))
+    assert_same(loaded, Cast(Memory(found), "float32"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -236,7 +230,7 @@ def test_generating_leaves_the_weights_as_they_are(tmp_path, case):
     model.save_pretrained(tmp_path / "saved")
     words = ["--input", tmp_path / "saved", "--output", tmp_path / "back", "--format", "hf"]
     assert convert(*words) == 0
-    same(dict(stream(io.open_directory(tmp_path / "back"))), golden(case))
+    assert_same(io.open_directory(tmp_path / "back"), golden(case))
 
 
 def convert(*words):
@@ -251,7 +245,7 @@ def test_every_way_back_gives_the_same_bytes(tmp_path, way):
         target = tmp_path / f"{number + 1}"
         assert convert("--input", source, "--output", target, "--format", layout) == 0
         source = target
-    same(dict(stream(io.open_directory(source))), golden(case))
+    assert_same(io.open_directory(source), golden(case))
     back, given = (json.loads((tmp_path / n / "config.json").read_text()) for n in "30")
     for key in given.keys() - {"transformers_version", "gradient_checkpointing"}:
         assert back.get(key) == given[key], key
@@ -264,7 +258,7 @@ def test_the_words_of_the_model_card(tmp_path, capsys):
         words = ["--torch_ckpt_path", file, "--mindspore_ckpt_path", tmp_path / f"{number}"]
         assert convert(*words) == 0
         found = dict(stream(io.open_file(tmp_path / f"{number}.ckpt")))
-        same(found, as_mindformers(golden()))
+        assert_same(found, as_mindformers(golden()))
     assert "layout mindformers" in capsys.readouterr().out
     file.unlink()
     words = ["--torch_ckpt_path", sorted(source.glob("*.safetensors"))[0]]
@@ -287,18 +281,18 @@ def test_shards_of_pytorch(tmp_path, ours):
         where |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": where}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    same(tiny.weights(AutoModel.from_pretrained(folder)), ours)
+    assert_same(tiny.weights(AutoModel.from_pretrained(folder)), ours)
     words = ["--torch_ckpt_path", folder / "pytorch_model-00002-of-00003.bin"]
     assert convert(*words, "--mindspore_ckpt_path", tmp_path / "all") == 0
-    same(dict(stream(io.open_file(tmp_path / "all.ckpt"))), as_mindformers(arrays))
+    assert_same(io.open_file(tmp_path / "all.ckpt"), as_mindformers(arrays))
     for path in folder.glob("pytorch_model*"):
         path.unlink()
     whole = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch.save(whole, folder / "pytorch_model.bin")
-    same(tiny.weights(AutoModel.from_pretrained(folder)), ours)
+    assert_same(tiny.weights(AutoModel.from_pretrained(folder)), ours)
     words = ["--torch_ckpt_path", folder / "pytorch_model.bin"]
     assert convert(*words, "--mindspore_ckpt_path", tmp_path / "one") == 0
-    same(dict(stream(io.open_file(tmp_path / "one.ckpt"))), as_mindformers(arrays))
+    assert_same(io.open_file(tmp_path / "one.ckpt"), as_mindformers(arrays))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -309,7 +303,7 @@ def test_files_of_the_cards_own_script(tmp_path, config, ours, dtype):
         ckpt.write(tmp_path / path, Cast(Memory(as_mindformers(golden())), dtype))
         place = tmp_path / path.partition("/rank_0")[0]
         expected = dict(stream(Cast(Cast(Memory(ours), dtype), "float32")))
-        same(tiny.weights(AutoModel.from_pretrained(place, config=config)), expected)
+        assert_same(tiny.weights(AutoModel.from_pretrained(place, config=config)), expected)
     assert hub.layout_of(SPEC, config, Memory(as_mindformers(golden()))) == "mindformers"
 
 

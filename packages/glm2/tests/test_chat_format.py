@@ -10,6 +10,7 @@ from outside import DATA
 
 from lm_core.errors import TokenizerError
 from lm_core.testing import tiny
+from lm_core.testing.tiny import messages
 from lm_glm2.tokenizer import ChatGlm2Tokenizer
 
 VOCABULARY = DATA / "chatglm2_6b"
@@ -20,12 +21,6 @@ TWO_ROUNDS = "[Round 1]\n\n问：你好\n\n答：你好！\n\n[Round 2]\n\n问�
 @pytest.fixture(scope="module")
 def tokenizer():
     return ChatGlm2Tokenizer(tiny.sentencepiece_model())
-
-
-def messages(*texts: str, system: str | None = None) -> list[dict[str, str]]:
-    found = [] if system is None else [{"role": "system", "content": system}]
-    roles = ("user", "assistant")
-    return found + [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
 def test_the_text_of_a_prompt(tokenizer):
@@ -102,7 +97,10 @@ def test_without_an_answer_to_follow(tokenizer):
         (("q", [("a", "b"), ("a",)]), r"history\[1\]: is \('a',\); must be a pair"),
         (("q", [("a", "b", "c")]), r"history\[0\]: is \('a', 'b', 'c'\)"),
         (("q", [("a", None)]), r"history\[0\]: is \('a', None\)"),
-        (("q", messages("a")), r"history\[0\]: is \{.*messages with roles are for apply_chat_te"),
+        (
+            ("q", messages("a")),
+            r"history\[0\]: is \{.*messages with roles are for apply_chat_te",
+        ),
         ((None,), "query: is NoneType; must be the text of a question"),
         ((["q"],), "query: is list"),
     ],

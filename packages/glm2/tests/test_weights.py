@@ -15,6 +15,7 @@ from lm_core.checkpoint.tensorfile import SafetensorsFile
 from lm_core.cli import main
 from lm_core.errors import CheckpointError
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_glm2 import SPEC
 from lm_glm2.config import PRESETS, ChatGlm2Config
 from lm_glm2.weights import TABLES, shapes
@@ -41,20 +42,13 @@ def ours(config):
     return dict(stream(HF.load(Memory(golden()), config)))
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
-
-
 def test_recorded_files_there_and_back(config):
     """With the angles, which are no weights."""
     file = SafetensorsFile(GOLDEN / "model.safetensors")
     assert ANGLES in file.specs
     loaded = HF.load(file, config)
     assert {name: spec.shape for name, spec in loaded.specs.items()} == shapes(config)
-    same(dict(stream(HF.save(loaded, config))), golden())
+    assert_same(HF.save(loaded, config), golden())
 
 
 def test_parts_of_one_matrix(config, ours):
@@ -121,10 +115,10 @@ def test_files_of_every_type_and_in_shards(tmp_path, dtype, ours):
     folder = directory(tmp_path / "m", narrow, 20_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     found = dict(stream(hub.resolve(folder).tensors()))
-    same(found, dict(stream(Cast(Memory(ours), dtype))))
+    assert_same(found, Cast(Memory(ours), dtype))
     assert (found["norm.weight"].dtype == BFLOAT16) == (dtype == "bfloat16")
     loaded = tiny.weights(AutoModel.from_pretrained(folder))
-    same(loaded, dict(stream(Cast(Memory(found), "float32"))))
+    assert_same(loaded, Cast(Memory(found), "float32"))
 
 
 def test_shards_of_pytorch(tmp_path, config, ours):
@@ -141,14 +135,14 @@ def test_shards_of_pytorch(tmp_path, config, ours):
         where |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": where}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    same(tiny.weights(AutoModel.from_pretrained(folder)), ours)
+    assert_same(tiny.weights(AutoModel.from_pretrained(folder)), ours)
     # The card's glm2_6b.pth: all of it in one file.
     torch.save(
         {name: torch.from_numpy(array) for name, array in arrays.items()}, tmp_path / "a.pth"
     )
     words = ["--input", tmp_path / "a.pth", "--config", GOLDEN, "--output", tmp_path / "o.ckpt"]
     assert convert(*words) == 0
-    same(dict(stream(MINDFORMERS.load(io.open_file(tmp_path / "o.ckpt"), config))), ours)
+    assert_same(MINDFORMERS.load(io.open_file(tmp_path / "o.ckpt"), config), ours)
 
 
 def renamed():
@@ -167,7 +161,7 @@ def test_the_cards_own_script(tmp_path, config, ours, dtype):
         ckpt.write(tmp_path / path, Cast(Memory(renamed()), dtype))
         place = tmp_path / path.partition("/rank_0")[0]
         expected = dict(stream(Cast(Cast(Memory(ours), dtype), "float32")))
-        same(tiny.weights(AutoModel.from_pretrained(place, config=config)), expected)
+        assert_same(tiny.weights(AutoModel.from_pretrained(place, config=config)), expected)
     assert hub.layout_of(SPEC, config, Memory(renamed())) == "mindformers"
 
 
@@ -182,7 +176,7 @@ def test_every_way_back_gives_the_same_bytes(tmp_path, way):
         target = tmp_path / f"{number + 1}"
         assert convert("--input", source, "--output", target, "--format", layout) == 0
         source = target
-    same(dict(stream(io.open_directory(source))), golden())
+    assert_same(io.open_directory(source), golden())
     theirs, given = (json.loads((tmp_path / n / "config.json").read_text()) for n in "30")
     assert {key: theirs.get(key) for key in given.keys() - {"transformers_version"}} == {
         key: given[key] for key in given.keys() - {"transformers_version"}

@@ -19,6 +19,7 @@ from lm_core.checkpoint.atomic import MANIFEST, verify
 from lm_core.checkpoint.layout import Cast, Memory, stream
 from lm_core.cli import run_verb
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_gpt2 import SPEC
 
 CASE = Path(__file__).parent / "goldens" / "gpt2"
@@ -67,11 +68,7 @@ def case(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    "way",
-    [w for n in (0, 1, 2) for w in product(("native", "mindformers", "hf"), repeat=n)],
-    ids=str,
-)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_way_back_gives_the_same_bytes(case, tmp_path, name, way):
     """hf -> ... -> hf through up to two other layouts, under the very names it came with."""
     source = case(name)
@@ -152,7 +149,7 @@ def test_what_is_written_loads_as_a_model(case, tmp_path, layout):
     convert(case(), tmp_path / "a", layout)
     loaded = tiny.weights(AutoModel.from_pretrained(tmp_path / "a"))
     expected = tiny.weights(AutoModel.from_pretrained(CASE / FILES[0]))
-    assert all(np.array_equal(loaded[name], expected[name]) for name in expected)
+    assert_same(loaded, expected)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])

@@ -13,6 +13,7 @@ from lm_core.cli import main
 from lm_core.errors import CheckpointError
 from lm_core.parallel import strategy
 from lm_core.testing import parts, tiny
+from lm_core.testing.parity import assert_same
 from lm_gpt2 import SPEC
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "seq_length": 16, "vocab_size": 52}
@@ -43,7 +44,7 @@ def test_each_rank_loads_its_part_of_any_layout(tmp_path, config, whole, out_of,
     folder = parts.write_all(tmp_path / "checkpoint", SPEC, whole, source)
     for rank in range(own.degrees.world_size):
         found = load(folder, config, own, rank, tmp_path / "scratch")
-        assert parts.same(found, parts.cut(whole[0], own, rank))
+        assert_same(found, parts.cut(whole[0], own, rank))
 
 
 def test_parts_of_other_degrees_are_recut_only_if_asked(tmp_path, config, whole):
@@ -61,7 +62,7 @@ def test_copies_of_data_parallel_ranks_are_whole_models(tmp_path, config, whole)
     folder = parts.write_all(tmp_path, SPEC, whole, parts.partition(SPEC, config, dp=2))
     own = parts.partition(SPEC, config, tp=2)
     found = load(folder, config, own, 1, tmp_path / "scratch", False)
-    assert parts.same(found, parts.cut(whole[0], own, 1))
+    assert_same(found, parts.cut(whole[0], own, 1))
     assert AutoModel.from_pretrained(folder).config.num_layers == 2
 
 
@@ -96,7 +97,7 @@ def test_a_run_goes_on_with_other_degrees(tmp_path, config, whole, into, shard):
         found = ranks.resume_directory(folder, None, own, rank, SPEC, tmp_path / "scratch")
         for file, tensors in zip(("model", "optimizer"), whole, strict=True):
             made = io.open_file(found / f"{file}.safetensors")
-            assert parts.same(made, parts.cut(tensors, own, rank))
+            assert_same(made, parts.cut(tensors, own, rank))
         assert (found / "training.json").read_text() == '{"version": 1, "step": 4}'
         same = own.degrees.world_size == 8 and shard
         assert found.is_relative_to(folder) == same
@@ -108,7 +109,7 @@ def test_one_process_goes_on_as_eight(tmp_path, config, whole):
     found = ranks.resume_directory(folder, 4, own, 5, SPEC, tmp_path / "scratch")
     assert layouts.read_layout(found) == layouts.Layout.of(own.degrees, 5)
     made = io.open_file(found / "optimizer.safetensors")
-    assert parts.same(made, parts.cut(whole[1], own, 5))
+    assert_same(made, parts.cut(whole[1], own, 5))
 
 
 def test_missing_ranks_are_named(tmp_path, config, whole):
@@ -127,7 +128,7 @@ def test_parts_of_other_machines_need_not_be_here(tmp_path, config, whole):
         for rank in (4, 5, 6, 7):
             parts.write(tmp_path / f"rank_{rank}" / f"CKP-{step}", SPEC, whole, own, rank)
     found = load(tmp_path, config, own, 5, tmp_path / "scratch", step=4)
-    assert parts.same(found, parts.cut(whole[0], own, 5))
+    assert_same(found, parts.cut(whole[0], own, 5))
     resumed = ranks.resume_directory(tmp_path, 8, own, 5, SPEC, tmp_path / "scratch")
     assert resumed == tmp_path / "rank_5" / "CKP-8"
     for wanted in (4, None):

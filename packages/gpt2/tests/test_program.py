@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from lm_core import (
@@ -19,6 +18,7 @@ from lm_core.errors import CheckpointError, ConfigError
 from lm_core.peft import layout
 from lm_core.testing import tiny
 from lm_core.testing.adapters import adapted_model
+from lm_core.testing.parity import assert_same
 from lm_gpt2 import SPEC
 from lm_gpt2.config import Gpt2Config
 
@@ -77,8 +77,7 @@ def test_weights_that_a_run_names(run, tmp_path):
         transform_and_load_checkpoint(run, None, network)
     run.load_checkpoint = str(tmp_path / "base")
     transform_and_load_checkpoint(run, None, network, None, do_predict=True)
-    ours, theirs = tiny.weights(network), tiny.weights(model)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert_same(tiny.weights(network), tiny.weights(model))
 
 
 def test_weights_below_an_adapter(run, tmp_path):
@@ -95,7 +94,7 @@ def test_weights_below_an_adapter(run, tmp_path):
     assert before
     transform_and_load_checkpoint(run, None, network)
     after = tiny.weights(network)
-    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    assert_same({name: after[name] for name in before}, before)
 
 
 def test_a_trained_adapter_beside_the_weights(run, tmp_path):
@@ -104,6 +103,6 @@ def test_a_trained_adapter_beside_the_weights(run, tmp_path):
     run.load_checkpoint = str(tmp_path / "both")
     network = AutoModel.from_config(model.config)
     transform_and_load_checkpoint(run, None, network)
-    ours, theirs = tiny.weights(network), tiny.weights(model)
-    assert ours.keys() == theirs.keys() and any(map(layout.is_adapter_name, theirs))
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    theirs = tiny.weights(model)
+    assert any(map(layout.is_adapter_name, theirs))
+    assert_same(tiny.weights(network), theirs)

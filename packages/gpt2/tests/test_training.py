@@ -16,6 +16,7 @@ from lm_core import AutoModel, Trainer
 from lm_core.checkpoint import atomic
 from lm_core.errors import CheckpointError, ConfigError, DataError, LmError
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_core.train.callbacks import Callback
 from lm_core.train.nonfinite import TrainingError
 
@@ -88,17 +89,13 @@ class StopAfter(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
 def test_the_same_run_twice_is_bit_identical(make, plain):
     """Weights and history, with dropout; another seed is another run, also seed 0."""
     first, again = make("first", seed=0), make("again", seed=0)
     for trainer in (first, again):
         trainer.train()
     assert history(again) == history(first)
-    assert same(tiny.weights(again.network), tiny.weights(first.network))
+    assert_same(tiny.weights(again.network), tiny.weights(first.network))
     assert history(first) != history(plain)
     losses = [line[1] for line in history(first)]
     assert losses[-1] < losses[0]
@@ -147,7 +144,7 @@ def test_resumed_is_never_stopped(make, plain, name, step):
     resumed = make("parts", resume_training=True, **OPTIONS[name])
     assert resumed.train().name == last.name
     assert history(resumed, "eval_loss", "loss_scale") == history(whole, "eval_loss", "loss_scale")
-    assert same(tiny.weights(resumed.network), tiny.weights(whole.network))
+    assert_same(tiny.weights(resumed.network), tiny.weights(whole.network))
     for file in ("model.safetensors", "optimizer.safetensors"):
         parts = Path(resumed.run.output_dir) / "checkpoint/rank_0" / last.name / file
         assert parts.read_bytes() == (last / file).read_bytes()
@@ -168,10 +165,10 @@ def test_resume_from_a_step_and_past_a_damaged_checkpoint(make, caplog):
     with caplog.at_level("WARNING", logger="lm_core"):
         again.train()
     assert "optimizer.safetensors" in caplog.text and "checkpoint before it" in caplog.text
-    assert same(tiny.weights(again.network), expected)
+    assert_same(tiny.weights(again.network), expected)
     from_step = make(runner_config__max_steps=6, resume_training="3")
     from_step.train()
-    assert same(tiny.weights(from_step.network), expected)
+    assert_same(tiny.weights(from_step.network), expected)
     with pytest.raises(CheckpointError, match=r"has no checkpoint of step 4; it has 6, 3"):
         make(resume_training="4").train()
 
@@ -191,7 +188,7 @@ def test_a_new_run_sets_an_old_one_aside(make, caplog):
     assert [path.name for path in (checkpoint / "rank_0").iterdir()] == ["tiny-2"]
     old = checkpoint / ".earlier-1" / "rank_0" / "tiny-3"
     assert str(old.parent) in caplog.text
-    assert same(tiny.weights(AutoModel.from_pretrained(old)), kept)
+    assert_same(tiny.weights(AutoModel.from_pretrained(old)), kept)
 
 
 def test_accumulated_micro_batches_are_one_batch(make):
@@ -255,7 +252,7 @@ def _exact_loss(model, path: Path) -> float:
 def test_evaluation_on_the_way_does_not_disturb(make, plain):
     with_it = make("a", do_eval=True, eval_step_interval=2)
     with_it.train()
-    assert same(tiny.weights(with_it.network), tiny.weights(plain.network))
+    assert_same(tiny.weights(with_it.network), tiny.weights(plain.network))
     evaluated = [line for line in history(with_it, "eval_loss", "eval_ppl") if line[4] is not None]
     assert [line[0] for line in evaluated] == [2, 4, 6, 8]
     assert evaluated[-1][4] == pytest.approx(with_it.evaluate()["PerplexityMetric"]["loss"])
@@ -267,9 +264,9 @@ def test_a_checkpoint_is_a_model_directory(plain):
     assert {"config.json", "model.safetensors", "run.yaml", "training.json"} <= set(
         os.listdir(last)
     )
-    assert same(tiny.weights(AutoModel.from_pretrained(last)), tiny.weights(plain.network))
+    assert_same(tiny.weights(AutoModel.from_pretrained(last)), tiny.weights(plain.network))
     from_run = AutoModel.from_pretrained(plain.run.output_dir)
-    assert same(tiny.weights(from_run), tiny.weights(plain.network))
+    assert_same(tiny.weights(from_run), tiny.weights(plain.network))
 
 
 def test_old_checkpoints_are_deleted(make):

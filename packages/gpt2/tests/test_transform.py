@@ -22,6 +22,7 @@ from lm_core.errors import CheckpointError
 from lm_core.parallel import strategy
 from lm_core.peft import files as adapters
 from lm_core.testing import parts, tiny
+from lm_core.testing.parity import assert_same
 from lm_gpt2 import SPEC
 
 SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "seq_length": 16, "vocab_size": 52}
@@ -119,7 +120,7 @@ def test_each_part_is_what_the_partition_says(tmp_path, config, tensors):
     for rank in range(8):
         for file, whole in zip(("model", "optimizer"), tensors, strict=True):
             made = io.open_file(tmp_path / "out" / f"rank_{rank}" / f"{file}.safetensors")
-            assert parts.same(made, parts.cut(whole, own, rank))
+            assert_same(made, parts.cut(whole, own, rank))
 
 
 def test_a_merged_model_loads_and_a_part_does_not(tmp_path, capsys):
@@ -188,7 +189,7 @@ def test_a_strategy_file_may_be_the_target(tmp_path, eight, config, tensors):
     assert transform(tmp_path / "in", tmp_path / "out", *flags) == 0
     for rank in range(8):
         made = io.open_file(tmp_path / "out" / f"rank_{rank}" / "optimizer.safetensors")
-        assert parts.same(made, parts.cut(tensors[1], own, rank))
+        assert_same(made, parts.cut(tensors[1], own, rank))
 
 
 def test_the_tool_merges_files_of_others(tmp_path, eight, tensors, monkeypatch):

@@ -19,6 +19,7 @@ from lm_core.data.mindrecord import RecordWriter
 from lm_core.data.pipeline import RecordDataset
 from lm_core.errors import CheckpointError, ConfigError, DataError
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_core.train.callbacks import Callback
 from lm_gpt2 import SPEC
 
@@ -88,10 +89,6 @@ class StopAfter(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
 OPTIONS = {
     "evaluation": {"do_eval": True, "eval_step_interval": 2},
     "accumulation": {"runner_config__gradient_accumulation_steps": 2,
@@ -112,7 +109,7 @@ def test_resumed_is_never_stopped(make, name):
     resumed = make("parts", resume_training=True, **options)
     assert resumed.train().name == last.name
     assert history(resumed) == history(whole)
-    assert same(tiny.weights(resumed.network), tiny.weights(whole.network))
+    assert_same(tiny.weights(resumed.network), tiny.weights(whole.network))
     steps = [line for line in history(whole) if "loss" in line]
     size = 8 if name == "accumulation" else 4
     epoch = [size] * (ROWS // size) + [ROWS % size]
@@ -196,7 +193,7 @@ def test_a_language_model_is_made_a_classifier(make, sizes, tmp_path, caplog):
     assert ours.keys() - theirs.keys() == {"score.weight"}
     assert all(np.abs(ours[name] - theirs[name]).max() < 1e-9 for name in theirs)
     caplog.clear()
-    assert same(tiny.weights(AutoModel.from_pretrained(last)), ours)
+    assert_same(tiny.weights(AutoModel.from_pretrained(last)), ours)
     make("more", runner_config__max_steps=1).finetune(last)
     assert "random" not in caplog.text
     with pytest.raises(CheckpointError, match=r"score.weight is \[16, 3\] and must be \[16, 4\]"):

@@ -10,6 +10,7 @@ from lm_core.checkpoint import hub
 from lm_core.checkpoint.layout import Memory, Native, stream
 from lm_core.checkpoint.tensorfile import SafetensorsFile
 from lm_core.errors import CheckpointError, ConfigError
+from lm_core.testing.parity import assert_same
 from lm_gpt2.config import PRESETS, Gpt2Config
 from lm_gpt2.weights import TABLES, shapes
 
@@ -32,19 +33,12 @@ def ours(config):
     return dict(stream(HF.load(Memory(golden()), config)))
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "model_prefixed.safetensors"])
 def test_recorded_files_there_and_back(name, config, ours):
     loaded = HF.load(SafetensorsFile(CASE / name), config)
     assert {n: spec.shape for n, spec in loaded.specs.items()} == shapes(config)
-    same(dict(stream(loaded)), ours)
-    same(dict(stream(HF.save(loaded, config))), golden(name))
+    assert_same(loaded, ours)
+    assert_same(HF.save(loaded, config), golden(name))
 
 
 def test_the_fused_matrix_is_cut_into_query_key_value(ours):
@@ -80,8 +74,8 @@ def test_mindformers_as_its_converter_makes_it(config, ours):
             for kind in ("weight", "bias"):
                 expected[f"{our}{new}.{kind}"] = theirs[f"{their}{old}.{kind}"]
     saved = dict(stream(MINDFORMERS.save(Memory(ours), config)))
-    same(saved, expected)
-    same(dict(stream(MINDFORMERS.load(Memory(saved), config))), ours)
+    assert_same(saved, expected)
+    assert_same(MINDFORMERS.load(Memory(saved), config), ours)
 
 
 def test_optimizer_state_of_a_mindformers_checkpoint_is_left_out(config, ours):
@@ -91,13 +85,13 @@ def test_optimizer_state_of_a_mindformers_checkpoint_is_left_out(config, ours):
     }
     state |= {name: np.zeros(1) for name in ("global_step", "scale_sense", "epoch_num")}
     state["backbone.blocks.0.attention.key_past"] = np.zeros((1, 4, 32, 8), np.float16)
-    same(dict(stream(MINDFORMERS.load(Memory(saved | state), config))), ours)
+    assert_same(MINDFORMERS.load(Memory(saved | state), config), ours)
     with pytest.raises(CheckpointError, match="1 unknown tensor: adam_x"):
         MINDFORMERS.load(Memory(saved | {"adam_x": np.zeros(1)}), config)
 
 
 def test_a_tied_head_in_the_file(config, ours):
-    same(
+    assert_same(
         dict(
             stream(HF.load(Memory({**golden(), "lm_head.weight": golden()["wte.weight"]}), config))
         ),
@@ -110,7 +104,7 @@ def test_a_tied_head_in_the_file(config, ours):
     loaded = dict(stream(HF.load(Memory(other), untied)))
     assert np.array_equal(loaded["head.weight"], other["lm_head.weight"].T)
     back = dict(stream(HF.save(HF.load(Memory(other), untied), untied)))
-    same(back, other)
+    assert_same(back, other)
     with pytest.raises(CheckpointError, match=r"1 missing tensor: lm_head\.weight"):
         HF.load(Memory(golden()), untied)
 
@@ -159,7 +153,7 @@ def test_layouts_know_their_own_names(config, ours):
     }
     tables = {**TABLES, "native": Native(shapes)}
     for layout, arrays in given.items():
-        same(dict(stream(tables[layout].load(Memory(arrays), config))), ours)
+        assert_same(tables[layout].load(Memory(arrays), config), ours)
         counts = {name: table.recognised(arrays) for name, table in TABLES.items()}
         assert counts == {name: len(arrays) * (name == layout) for name in TABLES}
 

@@ -141,17 +141,6 @@ def test_the_fragment_of_inference(where: str, tmp_path: Path):
     assert (config.hidden_size, config.num_layers) == (8192, 48)
 
 
-@pytest.mark.parametrize("name", SPEC.run_names())
-def test_every_packaged_run_can_be_planned(name: str, capsys):
-    assert run_verb("plan", SPEC, ["--config", name]) == 0
-    shown = capsys.readouterr().out
-    ranks = {"codellama_34b": 32, "predict_codellama_34b": 8, "llama2_70b": 64}.get(name)
-    assert (re.search(r"(\d+) ranks, rank = ", shown) or [None, None])[1] == (
-        str(ranks) if ranks else None
-    )
-    assert "training: " in shown and "generation: " in shown
-
-
 def test_the_layout_of_the_card(capsys):
     """34B on four machines of eight cards: layers, ranks, memory of each, and an update."""
     assert run_verb("plan", SPEC, ["--config", "codellama_34b"]) == 0

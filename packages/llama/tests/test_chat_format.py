@@ -11,16 +11,11 @@ import pytest
 from outside import DATA
 
 from lm_core.errors import TokenizerError
+from lm_core.testing.tiny import messages
 from lm_llama import chat_format
 from lm_llama.tokenizer import LlamaTokenizer
 
 MODEL = DATA / "llama" / "tokenizer.model"
-
-
-def messages(*texts: str, system: str | None = None) -> list[dict[str, str]]:
-    found = [] if system is None else [{"role": "system", "content": system}]
-    roles = ("user", "assistant")
-    return found + [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
 CASES = [

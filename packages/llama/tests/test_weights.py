@@ -16,6 +16,7 @@ from lm_core.cli import main
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.parallel import strategy
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_llama import SPEC
 from lm_llama.config import PRESETS, LlamaConfig
 from lm_llama.weights import TABLES, shapes
@@ -45,13 +46,6 @@ def ours(config):
     return dict(stream(HF.load(Memory(golden()), config)))
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_files_there_and_back(case):
     """Llama 2's have the angles of old versions of transformers, which are no weights."""
@@ -60,7 +54,7 @@ def test_recorded_files_there_and_back(case):
     assert any(name.endswith(BUFFER) for name in file.specs) == (case == "llama2")
     loaded = HF.load(file, config)
     assert {name: spec.shape for name, spec in loaded.specs.items()} == shapes(config)
-    same(dict(stream(HF.save(loaded, config))), golden(case))
+    assert_same(HF.save(loaded, config), golden(case))
 
 
 def test_every_matrix_is_transposed_and_nothing_else(ours):
@@ -101,8 +95,8 @@ def as_mindformers(theirs):
 
 def test_mindformers_as_its_converter_makes_it(config, ours):
     saved = dict(stream(MINDFORMERS.save(Memory(ours), config)))
-    same(saved, as_mindformers(golden()))
-    same(dict(stream(MINDFORMERS.load(Memory(saved), config))), ours)
+    assert_same(saved, as_mindformers(golden()))
+    assert_same(MINDFORMERS.load(Memory(saved), config), ours)
 
 
 def test_biases_of_mindformers(ours, config):
@@ -114,7 +108,7 @@ def test_biases_of_mindformers(ours, config):
     saved = dict(stream(MINDFORMERS.save(Memory(ours | more), biased)))
     bias = saved["model.layers.1.attention.wk.bias"]
     np.testing.assert_array_equal(bias, more["layers.1.attention.k.bias"])
-    same(dict(stream(MINDFORMERS.load(Memory(saved), biased))), ours | more)
+    assert_same(MINDFORMERS.load(Memory(saved), biased), ours | more)
     with pytest.raises(CheckpointError, match=r"6 unknown tensors: .*attention\.wq\.bias"):
         MINDFORMERS.load(Memory(saved), config)
     with pytest.raises(ConfigError, match="qkv_has_bias: is True"):
@@ -126,7 +120,7 @@ def test_optimizer_state_of_a_mindformers_checkpoint_is_left_out(config, ours):
     state = {f"adam_{kind}.{name}": array for kind in "mv" for name, array in saved.items()}
     state |= {name: np.zeros(1) for name in ("global_step", "scale_sense", "epoch_num")}
     state["model.layers.0.attention.infer_attention.kvcache_mgr.key_past"] = np.zeros((1, 2, 8, 8))
-    same(dict(stream(MINDFORMERS.load(Memory(saved | state), config))), ours)
+    assert_same(MINDFORMERS.load(Memory(saved | state), config), ours)
 
 
 def test_tied_tables(config):
@@ -136,7 +130,7 @@ def test_tied_tables(config):
     loaded = dict(stream(HF.load(Memory(theirs), tied)))
     assert "head.weight" not in loaded
     np.testing.assert_array_equal(loaded["embedding.weight"], theirs["model.embed_tokens.weight"].T)
-    same(dict(stream(HF.save(Memory(loaded), tied))), theirs)
+    assert_same(HF.save(Memory(loaded), tied), theirs)
     with pytest.raises(CheckpointError, match="lm_head.weight differs from model.embed_tokens"):
         dict(stream(HF.load(Memory(theirs | {"lm_head.weight": head}), tied)))
 
@@ -178,7 +172,7 @@ def test_layouts_know_their_own_names(config, ours):
         assert hub.layout_of(SPEC, config, Memory(arrays)) == layout
         table = table_of(SPEC, layout)
         assert isinstance(table, Native) == (layout == "native")
-        same(dict(stream(table.load(Memory(arrays), config))), ours)
+        assert_same(table.load(Memory(arrays), config), ours)
 
 
 def test_names_of_another_model_are_refused(config):
@@ -208,10 +202,10 @@ def test_files_of_every_type_and_in_shards(tmp_path, dtype, ours):
     folder = directory(tmp_path / "m", narrow, 20_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
     found = dict(stream(hub.resolve(folder).tensors()))
-    same(found, dict(stream(Cast(Memory(ours), dtype))))
+    assert_same(found, Cast(Memory(ours), dtype))
     assert (found["norm.weight"].dtype == BFLOAT16) == (dtype == "bfloat16")
     loaded = tiny.weights(AutoModel.from_pretrained(folder))
-    same(loaded, dict(stream(Cast(Memory(found), "float32"))))
+    assert_same(loaded, Cast(Memory(found), "float32"))
 
 
 def test_a_model_may_be_kept_in_bfloat16(tmp_path, ours):
@@ -221,8 +215,7 @@ def test_a_model_may_be_kept_in_bfloat16(tmp_path, ours):
     found = dict(stream(io.Parameters(model.named_parameters())))
     matrices = [name for name, array in found.items() if array.dtype == BFLOAT16]
     assert len(matrices) == 2 + 7 * 2  # The norms stay wider.
-    for name in matrices:
-        assert found[name].tobytes() == expected[name].tobytes(), name
+    assert_same({n: found[n] for n in matrices}, {n: expected[n] for n in matrices})
 
 
 def convert(*words):
@@ -239,7 +232,7 @@ def test_every_way_back_gives_the_same_bytes(tmp_path, way):
         target = tmp_path / f"{number + 1}"
         assert convert("--input", source, "--output", target, "--format", layout) == 0
         source = target
-    same(dict(stream(io.open_directory(source))), golden())
+    assert_same(io.open_directory(source), golden())
     theirs, given = (json.loads((tmp_path / n / "config.json").read_text()) for n in "30")
     lost = {"max_position_embeddings", "initializer_range"} if "meta" in way else set()
     for key in LlamaConfig.from_hf(given).to_hf().keys() - lost - {"torch_dtype"}:
@@ -257,7 +250,7 @@ def test_the_words_of_the_model_card(tmp_path, capsys):
     assert names == ["codellama.ckpt", "named.ckpt"]
     for name in names:
         found = dict(stream(io.open_file(tmp_path / "out" / name)))
-        same(found, as_mindformers(golden()))
+        assert_same(found, as_mindformers(golden()))
     assert convert(*words, tmp_path / "out" / "named.ckpt") == 2
     assert "named.ckpt: is there already; it is replaced only if asked" in capsys.readouterr().err
     assert convert(*words, tmp_path / "out" / "named.ckpt", "--overwrite") == 0
@@ -284,12 +277,12 @@ def test_outputs_that_do_not_fit(tmp_path, monkeypatch, capsys, flags, words):
 def test_a_whole_model_in_the_folder_of_rank_0(tmp_path, config, ours, capsys):
     """The model card's `checkpoint_dir/rank_0/xxx.ckpt`."""
     ckpt.write(tmp_path / "rank_0" / "xxx.ckpt", Memory(as_mindformers(golden())))
-    same(tiny.weights(AutoModel.from_pretrained(tmp_path, config=config)), ours)
+    assert_same(tiny.weights(AutoModel.from_pretrained(tmp_path, config=config)), ours)
     words = ["--input", tmp_path, "--output", tmp_path / "out", "--format", "native"]
     assert convert(*words) == 2
     assert "does not say which model it is" in capsys.readouterr().err
     assert convert(*words, "--config", GOLDENS / "codellama") == 0
-    same(dict(stream(io.open_directory(tmp_path / "out"))), ours)
+    assert_same(io.open_directory(tmp_path / "out"), ours)
 
 
 def test_parts_of_others_need_their_strategy(tmp_path, config, ours):
@@ -308,7 +301,7 @@ def test_parts_of_others_need_their_strategy(tmp_path, config, ours):
         AutoModel.from_pretrained(tmp_path / "in", config=config)
     recut = Recut(auto_trans=True, scratch=tmp_path / "new", src_strategy=str(tmp_path))
     model = AutoModel.from_pretrained(tmp_path / "in", config=config, recut=recut)
-    same(tiny.weights(model), ours)
+    assert_same(tiny.weights(model), ours)
 
 
 # The configuration.

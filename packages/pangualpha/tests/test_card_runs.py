@@ -79,13 +79,6 @@ def test_the_settings_of_faster_prediction(tmp_path: Path):
     assert (config.use_past, config.top_k, config.do_sample) == (True, 3, False)
 
 
-@pytest.mark.parametrize("name", SPEC.run_names())
-def test_every_packaged_run_can_be_planned(name: str, capsys):
-    assert run_verb("plan", SPEC, ["--config", name]) == 0
-    shown = capsys.readouterr().out
-    assert "training: " in shown and "generation: " in shown
-
-
 def test_the_layouts_of_the_card(capsys):
     """8 and 16 cards, and those that the comments of the 13B file name."""
     layouts = [("pangualpha_2_6b", {}, 8), ("pangualpha_13b", {}, 16)]

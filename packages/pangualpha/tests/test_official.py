@@ -15,7 +15,6 @@ from official import (
     RUN,
     TABLE,
     contents,
-    same,
     whole_tensors,
     words,
     write_release,
@@ -26,6 +25,7 @@ from lm_core.checkpoint import ckpt, io
 from lm_core.checkpoint.layout import BFLOAT16, Cast, Memory, stream
 from lm_core.cli import main
 from lm_core.testing import tiny
+from lm_core.testing.parity import assert_same
 from lm_pangualpha.weights import TABLES
 
 
@@ -35,7 +35,7 @@ def test_parts_become_one_file(tmp_path, cut):
     write_release(tmp_path / "release", arrays, cut)
     before = contents(tmp_path / "release")
     assert main(words(tmp_path / "release", tmp_path / "out" / "pangualpha.ckpt")) == 0
-    same(dict(stream(io.open_file(tmp_path / "out" / "pangualpha.ckpt"))), arrays)
+    assert_same(io.open_file(tmp_path / "out" / "pangualpha.ckpt"), arrays)
     assert contents(tmp_path / "release") == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pangualpha.ckpt"]
 
@@ -55,7 +55,7 @@ def test_a_folder_that_is_used_at_once(tmp_path, capsys):
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.config.hidden_act == "gelu_tanh" and model.config.num_layers == 3
     table = TABLES["mindformers"].save(Memory(tiny.weights(model)), CONFIG)
-    same(dict(stream(table)), dict(stream(Cast(Memory(arrays), "float32"))))
+    assert_same(table, Cast(Memory(arrays), "float32"))
     assert (tmp_path / "out" / "vocab.model").read_bytes() == b"x"
 
 
@@ -70,7 +70,7 @@ def test_other_layouts_and_types(tmp_path, layout):
     assert {spec.dtype for spec in found.specs.values()} == {BFLOAT16}
     ours = TABLES[layout].load(found, CONFIG)
     expected = Cast(Cast(Memory(arrays), "float32"), "bfloat16")
-    same(dict(stream(TABLES["official"].save(ours, CONFIG))), dict(stream(expected)))
+    assert_same(TABLES["official"].save(ours, CONFIG), expected)
 
 
 @pytest.mark.parametrize("output", ["a.ckpt", "native", "hf", "mindformers"])
@@ -135,7 +135,7 @@ def test_mindspores_own_reader_and_merge(tmp_path):
     ours = dict(stream(io.open_file(tmp_path / "ours.ckpt")))
     for name in ARRAYS.values():
         del ours[name]
-    same(ours, theirs)
+    assert_same(ours, theirs)
 
 
 # Memory.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import warnings
 from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from outside import CHINESE, DATA, chinese_texts
+from outside import CHINESE, DATA, chinese_texts, jieba_tokenizer
 from sentencepiece import SentencePieceProcessor
 
 from lm_core import AutoTokenizer
@@ -65,14 +64,7 @@ def small(model):
 
 @pytest.fixture(scope="module")
 def jieba():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import jieba
-
-    found = jieba.Tokenizer()
-    found.FREQ, found.total = found.gen_pfdict(found.get_dict_file())
-    found.initialized = True
-    return found
+    return jieba_tokenizer()
 
 
 def by_the_original(jieba, library, text):

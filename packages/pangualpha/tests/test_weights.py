@@ -18,7 +18,7 @@ from lm_core.checkpoint.tensorfile import SafetensorsFile
 from lm_core.cli import main
 from lm_core.errors import CheckpointError, ConfigError
 from lm_core.testing import tiny
-from lm_core.testing.parity import TOLERANCES
+from lm_core.testing.parity import TOLERANCES, assert_same
 from lm_pangualpha import SPEC
 from lm_pangualpha.config import PRESETS, PanguAlphaConfig
 from lm_pangualpha.weights import TABLES, shapes
@@ -47,13 +47,6 @@ def ours(config):
     return dict(stream(HF.load(Memory(golden()), config)))
 
 
-def same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
-
-
 # Names.
 
 
@@ -64,7 +57,7 @@ def test_recorded_files_there_and_back(config):
     assert file.read(HEAD).tobytes() == file.read("transformer.wte.weight").tobytes()
     loaded = HF.load(file, config)
     assert {name: spec.shape for name, spec in loaded.specs.items()} == shapes(config)
-    same(dict(stream(HF.save(loaded, config))), golden())
+    assert_same(HF.save(loaded, config), golden())
 
 
 # The norms, the linear layers, and which of these MindFormers stores [out, in]; as the port does.
@@ -102,7 +95,7 @@ def renamed(theirs, layers=3):
 
 
 def test_mindformers_names_and_orders(config, ours):
-    same(dict(stream(MINDFORMERS.save(Memory(ours), config))), renamed(golden()))
+    assert_same(MINDFORMERS.save(Memory(ours), config), renamed(golden()))
 
 
 def test_published_sizes():
@@ -203,7 +196,7 @@ def test_every_way_back_gives_the_same_bytes(tmp_path, way):
         target = tmp_path / f"{n + 1}"
         assert convert("--input", source, "--output", target, "--format", layout) == 0
         source = target
-    same(dict(stream(io.open_directory(source))), golden())
+    assert_same(io.open_directory(source), golden())
     theirs, given = (json.loads((tmp_path / n / "config.json").read_text()) for n in "30")
     kept = {key for key in given if not key.startswith("summary_")}
     kept -= {"transformers_version", "use_cache"}
@@ -214,15 +207,15 @@ def test_one_file_of_mindformers(tmp_path, ours, config):
     """The recorded folder to a .ckpt, and that file alone back; with an optimizer in it, too."""
     assert convert("--torch_ckpt_dir", GOLDEN, "--mindspore_ckpt_path", tmp_path / "a.ckpt") == 0
     file = io.open_file(tmp_path / "a.ckpt")
-    same(dict(stream(file)), renamed(golden()))
+    assert_same(file, renamed(golden()))
     extra = {f"adam_m.{name}": array for name, array in stream(file)}
     both = Memory({**dict(stream(file)), **extra, "global_step": np.int32([3])})
     ckpt.write(tmp_path / "b.ckpt", both)
     for name in "ab":
         words = ("--input", tmp_path / f"{name}.ckpt", "--config", GOLDEN)
         assert convert(*words, "--output", tmp_path / name, "--format", "hf") == 0
-        same(dict(stream(io.open_directory(tmp_path / name))), golden())
-    same(tiny.weights(AutoModel.from_pretrained(tmp_path / "a.ckpt", config=config)), ours)
+        assert_same(io.open_directory(tmp_path / name), golden())
+    assert_same(tiny.weights(AutoModel.from_pretrained(tmp_path / "a.ckpt", config=config)), ours)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -230,7 +223,7 @@ def test_files_of_every_type_and_in_shards(tmp_path, dtype, ours):
     folder = directory(tmp_path / "m", Cast(Memory(golden()), dtype), 20_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     found = dict(stream(hub.resolve(folder).tensors()))
-    same(found, dict(stream(Cast(Memory(ours), dtype))))
+    assert_same(found, Cast(Memory(ours), dtype))
     assert (found["embedding.weight"].dtype == BFLOAT16) == (dtype == "bfloat16")
 
 
@@ -241,7 +234,7 @@ def test_the_published_file_of_pytorch(tmp_path, ours):
     arrays = dict(stream(SafetensorsFile(GOLDEN / "model.safetensors")))
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch.save(state, tmp_path / "pytorch_model.bin")
-    same(tiny.weights(AutoModel.from_pretrained(tmp_path)), ours)
+    assert_same(tiny.weights(AutoModel.from_pretrained(tmp_path)), ours)
 
 
 @pytest.mark.parity
@@ -274,7 +267,7 @@ def test_split_and_merged(tmp_path, ours):
     np.testing.assert_array_equal(query, ours["query_embedding.weight"])
     words = ["--src_ckpt_dir", str(tmp_path / "parts"), "--dst_ckpt_dir", str(tmp_path / "whole")]
     assert main(["transform", "pangualpha", *words]) == 0
-    same(dict(stream(hub.resolve(tmp_path / "whole").tensors())), ours)
+    assert_same(hub.resolve(tmp_path / "whole").tensors(), ours)
 
 
 # What is wrong.

@@ -69,7 +69,9 @@ class CkptFile:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     self._index(data)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            raise CheckpointError(
+                f"{path}: cannot be read ({error.strerror}); name a file that can"
+            ) from error
 
     def read(self, name: str) -> np.ndarray:
         """Reads the tensor; nothing is mapped or kept."""
@@ -110,7 +112,8 @@ class CkptFile:
         name = data[slice(*parts[1])].decode() if 1 in parts else ""
         if 2 not in parts:
             raise CheckpointError(
-                f"{self.path}: {name} is a map of parameters; lm reads tensors only"
+                f"{self.path}: {name} is a map of parameters; must be a tensor; "
+                "save the tensors alone"
             )
         dims: list[int] = []
         kind, content = "", (stop, stop)
@@ -154,7 +157,9 @@ def _write_tensor(
     """Appends one tensor as values of at most 512 MB (or one row); returns the CRC so far."""
     shape, dtype = tensors.specs[name]
     if dtype not in _NAMES:
-        raise CheckpointError(f"{tensors.where}: {name} has type {dtype}, which .ckpt files lack")
+        raise CheckpointError(
+            f"{tensors.where}: {name} has type {dtype}, which .ckpt files lack; write safetensors"
+        )
     dims = b"".join(b"\x08" + _encode_varint(size) for size in shape)
     head = dims + b"\x12" + _sized(_NAMES[dtype].encode())
     array = tensors.read(name).reshape(shape or 1)

@@ -21,6 +21,8 @@ from lm_core.peft import files
 if TYPE_CHECKING:
     from lm_core.spec import ModelSpec
 
+_SHOWN = 8
+"""Presets in a message; others are a few dots."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt", "*.jinja"]
 _GENERATION_KEYS = (
@@ -304,7 +306,7 @@ def family_of(config: ModelConfig) -> ModelSpec:
     """The installed family that a configuration object belongs to."""
     if (spec := family_if_any(config)) is not None:
         return spec
-    raise ConfigError(f"model: no installed package has a {type(config).__name__}")
+    raise ConfigError(f"model: no installed package has a {type(config).__name__}; install it")
 
 
 def family_if_any(config: ModelConfig) -> ModelSpec | None:
@@ -338,9 +340,12 @@ def _name(name: str, spec: ModelSpec | None, config: ModelConfig | None) -> Sour
     looks_local = name.startswith((".", "/", "~")) or Path(name).suffix in io.SUFFIXES
     if HUB_ID.fullmatch(name) and not looks_local and not Path(name).parent.exists():
         return _directory(download(name), spec, config)
-    presets = [preset for family in registry.installed().values() for preset in family.presets]
+    families = [spec] if spec is not None else registry.installed().values()
+    presets = [preset for family in families for preset in family.presets]
     near = difflib.get_close_matches(name, presets, n=1)
-    hint = f"did you mean the preset {near[0]}?" if near else f"presets: {', '.join(presets)}"
+    more = ["..."] if len(presets) > _SHOWN else []
+    some = ", ".join([*presets[:_SHOWN], *more])
+    hint = f"did you mean the preset {near[0]}?" if near else f"presets: {some}"
     raise CheckpointError(
         f"{name}: no such file or directory, and no preset; "
         f"give a directory, a weights file, or a hub id (owner/name); {hint}"

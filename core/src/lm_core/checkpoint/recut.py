@@ -14,6 +14,7 @@ from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
 from lm_core.checkpoint.rankfolders import Step
 from lm_core.checkpoint.source import Source
 from lm_core.checkpoint.transform import Transformed
+from lm_core.config.of_checkpoint import RUN
 from lm_core.errors import CheckpointError, some
 from lm_core.parallel import strategy
 from lm_core.parallel.partition import Partition
@@ -142,7 +143,7 @@ def write_part(
     kinds = [adapters.WEIGHTS if alone else WEIGHTS]
     if with_state and (beside / saved.OPTIMIZER).is_file():
         kinds.append(saved.OPTIMIZER)
-        carried += [saved.STATE, saved.METRICS, saved.RUN]
+        carried += [saved.STATE, saved.METRICS, RUN]
     for kind in kinds:
         tensors = _recut(origin, kind, source, target, rank)
         _require_fit(tensors, target, partition, rank, complete=kind == WEIGHTS)

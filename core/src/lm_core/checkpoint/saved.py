@@ -22,8 +22,6 @@ METRICS = "metrics.jsonl"
 """The history of the run up to the checkpoint."""
 OPTIMIZER = "optimizer.safetensors"
 """The state of the optimizer."""
-RUN = "run.yaml"
-"""The settings of the run."""
 CONFIG = "config.json"
 """The file that makes a directory a model."""
 

@@ -92,7 +92,9 @@ class SafetensorsFile:
                     raise self._damaged("its header has an impossible length")
                 header = json.loads(file.read(length))
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be read ({error.strerror}); name a file that can"
+            ) from error
         except ValueError as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -230,7 +232,8 @@ def _header_bytes(tensors: Tensors, names: Sequence[str]) -> bytes:
         spec = tensors.specs[name]
         if spec.dtype not in _CODES:
             raise CheckpointError(
-                f"{tensors.where}: {name} has type {spec.dtype}, which safetensors lacks"
+                f"{tensors.where}: {name} has type {spec.dtype}, which safetensors lacks; "
+                "cast it first"
             )
         header[name] = {
             "dtype": _CODES[spec.dtype],

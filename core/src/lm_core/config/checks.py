@@ -79,6 +79,10 @@ def check_world(run: RunConfig, world_size: int) -> None:
     )
 
 
+PLANNED = ("context.max_device_memory",)
+"""Keys that `lm plan` reads, and nothing that runs."""
+
+
 def no_effect(run: RunConfig) -> list[str]:
     """Dotted keys that were set to something, and that nothing here has a use for."""
     return sorted(
@@ -99,9 +103,9 @@ def _without_effect(section: BaseModel, path: tuple[str, ...]) -> Iterator[str]:
             yield from _without_effect(value, here)
 
 
-def report_no_effect(run: RunConfig) -> None:
-    """Says once which keys do nothing here."""
-    keys = no_effect(run)
+def report_no_effect(run: RunConfig, *, started: bool = True) -> None:
+    """Says once which keys do nothing here; `lm plan`, which starts nothing, reads some more."""
+    keys = [key for key in no_effect(run) if started or key not in PLANNED]
     if keys:
         text = ", ".join(keys)
         notice_once(f"no effect: {text}", f"accepted, but without effect: {text}")

@@ -59,7 +59,7 @@ def problems(
             found.setdefault((*prefix, *path), f"is missing; must be {describe(field)}")
         else:
             hint = f"; {cause}" if cause is not None and str(cause) else ""
-            value = _dig(values, path, item["input"])
+            value = dig(values, path, item["input"])
             text = f"is {show(value)}; must be {_wanted(field, path)}{hint}"
             found.setdefault((*prefix, *path), text)
     return list(found.items())
@@ -206,8 +206,8 @@ def _sections(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
         yield from _sections(argument)
 
 
-def _dig(values: Any, path: KeyPath, otherwise: Any) -> Any:
-    """The value as written; `otherwise` where a short form stands for a section."""
+def dig(values: Any, path: KeyPath, otherwise: Any = None) -> Any:
+    """The value at a path; `otherwise` where there is none."""
     for part in path:
         if (
             isinstance(values, Mapping)

@@ -17,68 +17,98 @@ if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
 
 FLAGS = (
-    ("load_checkpoint", "load_checkpoint", "X", "weights: a directory, a file, or a preset name"),
-    ("load_adapter", "load_adapter", "D", "an adapter to put on these weights"),
+    (
+        "load_checkpoint",
+        "load_checkpoint",
+        "X",
+        "weights: a directory, a file, a hub id (owner/name) or a preset",
+    ),
+    ("load_adapter", "load_adapter", "D", "folder of a LoRA adapter to put on these weights"),
     (
         "train_dataset_dir",
         "train_dataset.data_loader.dataset_dir",
         "D",
-        "training records: a file or a directory",
+        "training records: a file, or a folder of such",
     ),
     (
         "eval_dataset_dir",
         "eval_dataset.data_loader.dataset_dir",
         "D",
-        "evaluation records: a file or a directory",
+        "evaluation records: a file, or a folder of such",
     ),
     ("epochs", "runner_config.epochs", "N", "passes over the training records"),
-    ("batch_size", "runner_config.batch_size", "N", "samples per step and process"),
-    ("output_dir", "output_dir", "D", "where checkpoints, logs and metrics go"),
+    (
+        "batch_size",
+        "runner_config.batch_size",
+        "N",
+        "records of a batch, in each data-parallel rank",
+    ),
+    ("output_dir", "output_dir", "D", "folder that checkpoints, logs and metrics go to"),
     (
         "resume_training",
         "resume_training",
         "BOOL_OR_DIR",
-        "go on from the newest, or this, checkpoint",
+        "go on from the newest checkpoint in --output_dir (True), or from this one",
     ),
     (
         "auto_trans_ckpt",
         "auto_trans_ckpt",
         "BOOL",
-        "convert a checkpoint of another parallel layout",
+        "cut a checkpoint of other parallel degrees anew, to those of this run",
     ),
-    ("use_parallel", "use_parallel", "BOOL", "this process is one of several"),
-    ("device_id", "context.device_id", "N", "which device"),
-    ("seed", "seed", "N", "same seed, same result"),
+    (
+        "use_parallel",
+        "use_parallel",
+        "BOOL",
+        "this process is one of several, as launch.sh starts them",
+    ),
+    ("device_id", "context.device_id", "N", "number of the device on this machine"),
+    ("seed", "seed", "N", "random seed; the same one gives the same result"),
 )
 MORE_FLAGS = (
-    ("max_steps", "runner_config.max_steps", "N", "stop after so many updates"),
+    ("max_steps", "runner_config.max_steps", "N", "stop after so many updates of the weights"),
     (
         "gradient_accumulation_steps",
         "runner_config.gradient_accumulation_steps",
         "N",
-        "batches per update",
+        "batches added up for each update",
     ),
-    ("learning_rate", "lr_schedule.learning_rate", "LR", "highest learning rate"),
-    ("do_eval", "do_eval", "BOOL", "evaluate while training"),
+    (
+        "learning_rate",
+        "lr_schedule.learning_rate",
+        "LR",
+        "highest learning rate, that after the warm-up",
+    ),
+    ("do_eval", "do_eval", "BOOL", "measure on the evaluation records while training"),
     (
         "num_samples",
         "train_dataset.data_loader.num_samples",
         "N",
-        "use only the first samples (of evaluation, where that is the verb)",
+        "use the first N records only, of those that the verb reads",
     ),
-    ("device_target", "context.device_target", "NAME", "CPU or Ascend; default: what there is"),
-    ("mode", "context.mode", "N", "0: graphs, 1: operation by operation"),
-    ("run_mode", "run_mode", "NAME", "accepted; the verb decides"),
+    (
+        "device_target",
+        "context.device_target",
+        "NAME",
+        "CPU or Ascend (default: Ascend where there is one)",
+    ),
+    ("mode", "context.mode", "N", "0: compiled graphs, 1: one operation after the other, slow"),
+    ("run_mode", "run_mode", "NAME", "accepted without effect: the verb decides"),
     (
         "src_strategy_path_or_dir",
         "src_strategy_path_or_dir",
         "D",
-        "layout of a checkpoint in parts",
+        "strategy file or folder that says how a checkpoint in parts is cut",
     ),
-    ("only_save_strategy", "only_save_strategy", "BOOL", "write the layout and stop"),
-    ("sink_mode", "runner_config.sink_mode", "BOOL", "accepted, without effect"),
-    ("profile", "profile", "BOOL", "accepted, without effect"),
-    ("remote_save_url", "remote_save_url", "URL", "accepted, without effect"),
+    (
+        "only_save_strategy",
+        "only_save_strategy",
+        "BOOL",
+        "write the strategy files of this run and stop",
+    ),
+    ("sink_mode", "runner_config.sink_mode", "BOOL", "accepted without effect"),
+    ("profile", "profile", "BOOL", "accepted without effect"),
+    ("remote_save_url", "remote_save_url", "URL", "accepted without effect"),
 )
 """(flag, key, what it takes, help)."""
 
@@ -111,14 +141,18 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     if parser.get_default("takes_run"):
         return
     parser.set_defaults(takes_run=True)
-    run = parser.add_argument_group("run")
+    run = parser.add_argument_group("run", "Where a flag is left out, the run file decides.")
     run.add_argument(
         "--config",
         metavar="NAME_OR_FILE",
-        help="a packaged run or a YAML file; not needed where --load_checkpoint says it",
+        help="name of a packaged run, or a YAML file; not needed if --load_checkpoint is a folder "
+        "that says what it holds",
     )
     run.add_argument(
-        "--predict_data", metavar="TEXT", nargs="+", help="prompts, or a file with one a line"
+        "--predict_data",
+        metavar="TEXT",
+        nargs="+",
+        help="prompts, or a text file with one in each line",
     )
     for flag, _, metavar, text in FLAGS:
         also = ["--train_data"] if flag == "train_dataset_dir" else []
@@ -196,7 +230,7 @@ def resolve_run(
     from lm_core.config import checks
     from lm_core.config.load import resolve
 
-    run = resolve(_layers(spec, args, overrides, kept), spec)
+    run = resolve(_layers(spec, args, overrides, kept), spec, started=started)
     if started:
         checks.check_world(run, world_size())
     return run
@@ -223,7 +257,10 @@ def _layers(
     if layers is None:
         given = f"; {args.load_checkpoint} holds no config.json" if args.load_checkpoint else ""
         if args.load_checkpoint and _looks_like_a_path(args.load_checkpoint):
-            raise ConfigError(f"load_checkpoint: {args.load_checkpoint}: no such file or directory")
+            raise ConfigError(
+                f"load_checkpoint: {args.load_checkpoint}: no such file or directory; "
+                "name one that is there"
+            )
         names = ", ".join(sorted(path.stem for path in spec.configs.glob("*.yaml")))
         raise ConfigError(
             f"config: is missing{given}; add --config with one of {names}, or with a YAML file"

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lm_core.config import checks, explain
-from lm_core.config.explain import KeyPath
+from lm_core.config.explain import KeyPath, dig
 from lm_core.config.layers import Layers, Override, read_layers
 from lm_core.config.model import ModelConfig
 from lm_core.config.parallel import ParallelConfig
@@ -93,18 +93,18 @@ def dump_run(run: RunConfig) -> str:
 def family_names(layers: Layers) -> list[str]:
     """Names in a run that tell which model package it is for, the surest first."""
     found = [
-        _get(layers.values, *_SIZES, "preset"),
-        _get(layers.values, "trainer", "model_name"),
-        _get(layers.values, *_SIZES, "checkpoint_name_or_path"),
+        dig(layers.values, (*_SIZES, "preset")),
+        dig(layers.values, ("trainer", "model_name")),
+        dig(layers.values, (*_SIZES, "checkpoint_name_or_path")),
         # Before the configuration's, which networks may share.
-        _get(layers.values, *_ARCH),
-        _get(layers.values, *_SIZES, "type"),
+        dig(layers.values, _ARCH),
+        dig(layers.values, (*_SIZES, "type")),
     ]
     return [name for name in found if isinstance(name, str) and name]
 
 
-def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
-    """Checks stacked layers and makes the run.
+def resolve(layers: Layers, family: ModelFamily, *, started: bool = True) -> RunConfig:
+    """Checks stacked layers and makes the run; `started`: see `checks.report_no_effect`.
 
     Raises:
         ConfigError: every problem found.
@@ -127,13 +127,13 @@ def resolve(layers: Layers, family: ModelFamily) -> RunConfig:
     if layers.problems or lines:
         raise ConfigError(*layers.problems, *lines)
     run.set_origins(_flat_origins(layers, family, preset))
-    checks.report_no_effect(run)
+    checks.report_no_effect(run, started=started)
     return run
 
 
 def _rename(layers: Layers, config: type[ModelConfig]) -> list[Problem]:
     """Gives sizes the names that the model's fields have; those that are given twice."""
-    given, found = _get(layers.values, *_SIZES), list[Problem]()
+    given, found = dig(layers.values, _SIZES), list[Problem]()
     for key in [key for key in config.other_names if isinstance(given, dict) and key in given]:
         old, new = (*_SIZES, key), (*_SIZES, config.other_names[key])
         value = given.pop(key)
@@ -145,18 +145,6 @@ def _rename(layers: Layers, config: type[ModelConfig]) -> list[Problem]:
     return found
 
 
-def _get(values: Any, *path: str | int) -> Any:
-    """The value at a path, None where there is none."""
-    for part in path:
-        if isinstance(values, dict):
-            values = values.get(part)
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
-            values = values[part]
-        else:
-            return None
-    return values
-
-
 def _preset(layers: Layers, family: ModelFamily) -> str:
     """The preset that the sizes start from, "" for none: as said, else the model's name."""
     names = [*family_names(layers)[:3], family.name]
@@ -164,10 +152,10 @@ def _preset(layers: Layers, family: ModelFamily) -> str:
 
 
 def _preset_problems(layers: Layers, family: ModelFamily) -> list[Problem]:
-    given = _get(layers.values, *_SIZES)
+    given = dig(layers.values, _SIZES)
     if given is not None and not isinstance(given, dict):
         return [(_SIZES, f"is {explain.show(given)}; must be a mapping (key: value)")]
-    preset = _get(given, "preset")
+    preset = dig(given, ("preset",))
     if preset is None or (isinstance(preset, str) and preset in family.presets):
         return []
     hint = suggest(str(preset), family.presets)
@@ -176,7 +164,7 @@ def _preset_problems(layers: Layers, family: ModelFamily) -> list[Problem]:
 
 def _sizes(layers: Layers, family: ModelFamily, preset: str) -> dict[str, Any]:
     """The model configuration's values: the preset's, the network's, and over them the run's."""
-    given = _get(layers.values, *_SIZES)
+    given = dig(layers.values, _SIZES)
     start = family.presets[preset].explicit() if preset else {}
     start.pop("parallel_config", None)
     sizes = {**start, **_implied(layers, family), **(given if isinstance(given, dict) else {})}
@@ -186,12 +174,12 @@ def _sizes(layers: Layers, family: ModelFamily, preset: str) -> dict[str, Any]:
 
 def _implied(layers: Layers, family: ModelFamily) -> Mapping[str, Any]:
     """What follows from the name of the network."""
-    return family.config_class.implied.get(str(_get(layers.values, *_ARCH)), {})
+    return family.config_class.implied.get(str(dig(layers.values, _ARCH)), {})
 
 
 def _network_problems(layers: Layers, family: ModelFamily, preset: str) -> list[Problem]:
     """Where a preset and the name of the network contradict each other, and the run is silent."""
-    given, found = _get(layers.values, *_SIZES), list[Problem]()
+    given, found = dig(layers.values, _SIZES), list[Problem]()
     for key, value in _implied(layers, family).items() if preset else ():
         other = getattr(family.presets[preset], key)
         if other != value and not (isinstance(given, dict) and key in given):
@@ -297,7 +285,7 @@ def _take_texts(layers: Layers, family: ModelFamily) -> None:
     """
     for path, text in layers.texts.items():
         kinds = _kinds_at(path, family)
-        place = _get(layers.values, *path[:-1])
+        place = dig(layers.values, path[:-1])
         value = place[path[-1]]
         if type(value) in kinds or (isinstance(value, int) and float in kinds):
             continue

@@ -30,8 +30,8 @@ Task = Annotated[
         }
     ),
 ]
-
-
+IGNORED = -100
+"""The label of a position that is not trained."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "eod_token_id")
 
 
@@ -112,7 +112,7 @@ class ModelConfig(Section):
     unk_token_id: NonNegative | None = None
     eod_token_id: NonNegative | None = None
     """What `eod_reset` of a data section takes for the end of a document; None: eos_token_id."""
-    ignore_token_id: int = -100
+    ignore_token_id: int = IGNORED
 
     do_sample: bool = False
     top_k: NonNegative = 50

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lm_core.config.load import ModelFamily
 
 RUN = "run.yaml"
+"""The settings of the run that made a checkpoint."""
 
 
 def layers(spec: ModelFamily, checkpoint: str, kept: Sequence[str] = ()) -> Layers | None:
@@ -79,17 +80,7 @@ def _without_config_json(spec: ModelFamily, checkpoint: str) -> dict[str, Any] |
     return fields
 
 
-def peek(directory: str | Path) -> dict[str, Any] | None:
-    """What `config.json` of a checkpoint directory says; None where there is none.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    path = _config_json(directory)
-    return None if path is None else _read(path)
-
-
-def _config_json(directory: str | Path) -> Path | None:
+def _config_json(directory: str) -> Path | None:
     path = Path(directory) / "config.json"
     if path.is_file():
         return path

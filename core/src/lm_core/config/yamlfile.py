@@ -98,11 +98,13 @@ def parse(text: str, label: str = "text") -> Parsed:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_syntax(error, label)) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise ConfigError(f"{label}: is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{label}: is not YAML: {' '.join(str(error).split())}; correct that line"
+        ) from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, too deep nesting
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{label}: is not YAML that can be read: {error}") from error
+        raise ConfigError(f"{label}: is not YAML that can be read: {error}; correct it") from error
     return Parsed(values, lines)
 
 

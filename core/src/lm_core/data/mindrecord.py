@@ -96,7 +96,9 @@ class RecordWriter:
                 f"find it; use {path}.mindrecord"
             )
         if not 1 <= splits <= 1000:
-            raise DataError(f"num_splits: {splits} must be from 1 to 1000")
+            raise DataError(
+                f"num_splits: is {splits}; must be from 1 to 1000; 1 is right but for large data"
+            )
         if self.path.is_dir():
             raise DataError(f"output_file: {path} is a folder; name a file in it")
 
@@ -106,7 +108,7 @@ class RecordWriter:
             self._scratch.mkdir(parents=True)
         except OSError as error:
             raise DataError(
-                f"output_file: {self.path} cannot be written: {error.strerror}"
+                f"output_file: {self.path} cannot be written: {error.strerror}; name another place"
             ) from error
         return self
 
@@ -142,7 +144,10 @@ class RecordWriter:
             self.rows += len(self._waiting)
             self._writer.write_raw_data(self._waiting)
         except (MindRecordException, RuntimeError, OSError) as error:
-            raise DataError(f"{self.path}: cannot be written: {_first_line(error)}") from error
+            raise DataError(
+                f"{self.path}: cannot be written: {_first_line(error)}; "
+                "make room, or name another place"
+            ) from error
         self._waiting = []
 
     def _commit(self) -> None:
@@ -156,12 +161,16 @@ class RecordWriter:
         try:
             self._writer.commit()
         except (MindRecordException, RuntimeError, OSError) as error:
-            raise DataError(f"{self.path}: cannot be written: {_first_line(error)}") from error
+            raise DataError(
+                f"{self.path}: cannot be written: {_first_line(error)}; "
+                "make room, or name another place"
+            ) from error
         # MindRecord drops a row that it does not like with no more than a warning.
         sizes = (open_records([file]).get_dataset_size() for file in find_records(self._scratch))
         if (written := sum(sizes)) != self.rows:
             raise DataError(
-                f"{self.path}: {written} of {self.rows} rows were written; is the disk full?"
+                f"{self.path}: {written} of {self.rows} rows were written; "
+                "see whether the disk is full, and write it again"
             )
         for file in self._scratch.iterdir():
             file.chmod(0o666 & ~_umask())

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lm_core.config.flags import str2bool
+from lm_core.config.model import IGNORED
 from lm_core.errors import DataError
 
 if TYPE_CHECKING:
     from lm_core.data.mindrecord import Row
-
-IGNORED = -100
-"""The label of a position that is not trained."""
 
 
 class Ends(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 
 from lm_core.data.packing import SEGMENTS, add_packing, add_seq_length, check_seq_length
 from lm_core.data.preprocess import Counts, Item, Preprocessor
-from lm_core.data.text import Encoded, byte_count, cut_blocks, open_text, valid
+from lm_core.data.text import Encoded, byte_count, only_blocks, open_text, valid
 from lm_core.data.wikitext import clean, passages
 from lm_core.errors import DataError
 
@@ -54,7 +54,9 @@ def read(
 ) -> Iterator[Item]:
     """Items of paragraphs, uncleaned."""
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-        raise DataError("tokenizer: needs a bos_token and an eos_token around paragraphs")
+        raise DataError(
+            "tokenizer: has no bos_token or no eos_token; paragraphs stand between both; name them"
+        )
     waiting: list[list[str]] = []
     size = 0
     for file in files:
@@ -90,12 +92,7 @@ def records(
     encoded: Iterable[Encoded], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Row]:
     """Rows of `seq_length` + 1 ids."""
-    yield from cut_blocks(_repeated(encoded, args.repeat), args.seq_length + 1, None, counts)
-    if not counts["records"]:
-        raise DataError(
-            f"seq_length: the text has {counts['tokens']:,} tokens, a record needs "
-            f"{args.seq_length + 1:,}; give more text, or a smaller --seq_length"
-        )
+    return only_blocks(_repeated(encoded, args.repeat), args.seq_length + 1, counts)
 
 
 def _repeated(pieces: Iterable[Encoded], times: int) -> Iterator[Encoded]:

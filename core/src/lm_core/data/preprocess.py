@@ -98,7 +98,10 @@ def find_inputs(
             inside = [file for file in path.rglob("*") if file.name.endswith(suffixes)]
             inside = [file for file in inside if file.is_file()]
             if not inside:
-                raise DataError(f"{key}: {path} holds no file ending in {', '.join(suffixes)}")
+                raise DataError(
+                    f"{key}: {path} holds no file ending in {', '.join(suffixes)}; "
+                    "name a folder that does, or a file"
+                )
             found += sorted(inside)
         elif path.is_file():
             found.append(path)

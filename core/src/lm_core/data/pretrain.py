@@ -22,9 +22,9 @@ from lm_core.data.text import (
     END,
     Encoded,
     Marked,
-    cut_blocks,
     encode_marked,
-    marked_item,
+    marked_items,
+    only_blocks,
     open_text,
     valid,
 )
@@ -108,22 +108,19 @@ def read(
 ) -> Iterator[Item]:
     """Items of pieces of documents, and of marks where one begins or ends."""
     end_of_document(args, tokenizer)
-    waiting: list[Marked] = []
-    characters = 0
+    return marked_items(_marked(files, args.dataset_type, tokenizer, counts), _ITEM)
+
+
+def _marked(
+    files: Sequence[Path], kind: str, tokenizer: Tokenizer, counts: Counts
+) -> Iterator[Marked]:
     for file in files:
         counts["files"] += 1
-        for document in _documents(file, args.dataset_type, counts):
+        for document in _documents(file, kind, counts):
             counts["documents"] += 1
-            waiting.append(("", BEGIN))
-            for piece in cut(document, tokenizer, _ITEM):
-                waiting.append((piece, ""))
-                characters += len(piece)
-                if characters >= _ITEM:
-                    yield marked_item(waiting)
-                    waiting, characters = [], 0
-            waiting.append(("", END))
-    if waiting:
-        yield marked_item(waiting)
+            yield "", BEGIN
+            yield from ((piece, "") for piece in cut(document, tokenizer, _ITEM))
+            yield "", END
 
 
 def _documents(file: Path, kind: str, counts: Counts) -> Iterator[Iterable[str]]:
@@ -166,12 +163,7 @@ def records(
     encoded: Iterable[Encoded], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Row]:
     """Rows of `seq_length` ids."""
-    yield from cut_blocks(encoded, args.seq_length, None, counts)
-    if not counts["records"]:
-        raise DataError(
-            f"seq_length: the text has {counts['tokens']:,} tokens, a record needs "
-            f"{args.seq_length:,}; give more text, or a smaller --seq_length"
-        )
+    return only_blocks(encoded, args.seq_length, counts)
 
 
 PRETRAIN = Preprocessor(

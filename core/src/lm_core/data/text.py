@@ -121,6 +121,16 @@ def cut_blocks(
         counts["tokens left out at the end"] = left
 
 
+def only_blocks(pieces: Iterable[Encoded], length: int, counts: Counts) -> Iterator[Row]:
+    """Full rows of `length` ids, the flag `--seq_length`. Raises DataError if there is none."""
+    yield from cut_blocks(pieces, length, None, counts)
+    if not counts["records"]:
+        raise DataError(
+            f"seq_length: the text has {counts['tokens']:,} tokens, a record needs {length:,}; "
+            f"give more text, or a smaller --seq_length"
+        )
+
+
 def _row(both: np.ndarray, real: int) -> Row:
     """A record of which the first `real` are text; both: ids, and numbers of documents."""
     ids, documents = both
@@ -168,28 +178,39 @@ def read_text(
     files: Sequence[Path], args: Namespace, tokenizer: Tokenizer, counts: Counts
 ) -> Iterator[Item]:
     """Items of pieces of documents, and of marks where one begins or ends."""
-    waiting: list[Marked] = []
-    characters = 0
+    return marked_items(_marked(files, tokenizer, counts), _ITEM)
+
+
+def _marked(files: Sequence[Path], tokenizer: Tokenizer, counts: Counts) -> Iterator[Marked]:
     for file in files:
         counts["files"] += 1
         empty = True
         for piece in cut(valid(_parts(file), counts), tokenizer, _ITEM):
-            waiting += [("", BEGIN), (piece, "")] if empty else [(piece, "")]
-            characters += len(piece)
+            if empty:
+                yield "", BEGIN
+            yield piece, ""
             empty = False
-            if characters >= _ITEM:
-                yield marked_item(waiting)
-                waiting, characters = [], 0
         if empty:
             counts["empty files left out"] += 1
         else:
-            waiting.append(("", END))
+            yield "", END
+
+
+def marked_items(marked: Iterable[Marked], size: int) -> Iterator[Item]:
+    """Work of `encode_marked`, of at least `size` characters: pieces and marks in a row."""
+    waiting: list[Marked] = []
+    characters = 0
+    for text, mark in marked:
+        waiting.append((text, mark))
+        characters += len(text)
+        if characters >= size:
+            yield _marked_item(waiting)
+            waiting, characters = [], 0
     if waiting:
-        yield marked_item(waiting)
+        yield _marked_item(waiting)
 
 
-def marked_item(waiting: list[Marked]) -> Item:
-    """Work of `encode_marked`."""
+def _marked_item(waiting: list[Marked]) -> Item:
     return Item(waiting, sum(byte_count(text) for text, _ in waiting))
 
 
@@ -239,7 +260,9 @@ def open_text(file: Path, newline: str | None = None) -> TextIO:
     try:
         return file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     except OSError as error:
-        raise DataError(f"input_file: {file} cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"input_file: {file} cannot be read: {error.strerror}; name one that can"
+        ) from error
 
 
 def valid(parts: Iterable[str], counts: Counts) -> Iterator[str]:

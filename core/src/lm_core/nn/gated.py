@@ -58,7 +58,7 @@ def gated_block(
         out_std=std,
         site=3 * layer,
         blockwise=config.use_flash_attention,
-        **{**given, **attention},
+        **given,
         **options,
     )
     return Block(

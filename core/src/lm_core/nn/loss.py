@@ -6,11 +6,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from lm_core.config.model import IGNORED
 from lm_core.nn.embedding import OwnIds
 from lm_core.parallel.context import ParallelContext
-
-IGNORED = -100
-"""The label of a position that is not trained."""
 
 
 class CrossEntropy(nn.Cell):

@@ -1,7 +1,7 @@
 """How much memory a model takes, from its shapes alone: nothing is built.
 
-Counted exactly are weights, gradients, optimizer state and key-value caches; lm_core.nn.kept
-says what layers keep (T tokens, V words: v = 4 T V bytes).
+Counted exactly are weights, gradients, optimizer state and key-value caches;
+lm_core.nn.layer_memory says what layers keep (T tokens, V words: v = 4 T V bytes).
 
 Beside the blocks a training step holds, at its fullest, either
 
@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from lm_core.nn.kept import Layers, keys
+from lm_core.nn.layer_memory import Layers, keys
 from lm_core.parallel.machine import BYTES
 from lm_core.parallel.partition import HEAD, TABLE
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lm_core.config.parallel import ParallelConfig
     from lm_core.parallel.context import ParallelContext
 
-Shape = tuple[int, ...]
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _COLUMNS = ("q", "k", "v", "gate", "up")

@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_core.config.parallel import ParallelConfig
 from lm_core.errors import CheckpointError
 from lm_core.parallel.partition import TABLE
@@ -22,7 +23,6 @@ from lm_core.parallel.partition import TABLE
 if TYPE_CHECKING:
     from lm_core.parallel.partition import Partition
 
-Shape = tuple[int, ...]
 
 STATES = ("adam.m.", "adam.v.", "sgd.momentum.")
 """What stands before the name of a weight in the names of its optimizer state."""

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm_core.config.model import LoraConfig, ModelConfig
     from lm_core.spec import ModelSpec
 
-Shape = tuple[int, ...]
 
 _WHERE = "pet_config.target_modules"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_core.errors import LmError
 from lm_core.serving.calls import Call, Service
-from lm_core.serving.faults import ApiFault
+from lm_core.serving.errors import ApiError
 from lm_core.serving.protocol import Asked, ChatAsked, CompletionAsked
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def build(service: Service, api_key: bytes | None, hosts: frozenset[str] | None)
 
     api = _Api(service)
     told: dict[Any, Any] = {
-        ApiFault: _told,
+        ApiError: _told,
         ClientDisconnect: _told_nobody,
         HTTPException: _told_of_http,
         Exception: _told_of_bug,
@@ -87,17 +87,17 @@ class _Guard:
         else:
             await _response(fault.body, fault.status)(scope, receive, send)
 
-    def _problem(self, headers: dict[bytes, bytes], path: str) -> ApiFault | None:
+    def _problem(self, headers: dict[bytes, bytes], path: str) -> ApiError | None:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self.hosts is not None and name.lower() not in self.hosts:
             known = ", ".join(sorted(self.hosts))
-            return ApiFault(403, f"host: is {name!r:.80}; must be one of {known}; use one")
+            return ApiError(403, f"host: is {name!r:.80}; must be one of {known}; use one")
         kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
         right = kind.lower() == b"bearer" and hmac.compare_digest(shown.strip(), self.key or b"")
         if self.key is None or right or path == "/health":
             return None
-        return ApiFault(
+        return ApiError(
             401, "api_key: is missing or wrong; must be the server's; send it", "invalid_api_key"
         )
 
@@ -127,7 +127,7 @@ class _Api:
 
     async def chat(self, request: Request) -> Response | _Stream:
         if not self.service.chats:
-            raise ApiFault(
+            raise ApiError(
                 404,
                 f"model: {self.service.name} has no chat format; must be one that was trained to "
                 f"chat; use /v1/completions",
@@ -141,7 +141,7 @@ class _Api:
 
     def _check_name(self, asked: str) -> None:
         if asked != self.service.name:
-            raise ApiFault(
+            raise ApiError(
                 404,
                 f"model: {asked!r:.80} is not here; must be {self.service.name!r}; change it",
                 "model_not_found",
@@ -164,19 +164,19 @@ class _Api:
         given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if given != "application/json":
             # A web page may send anything else here without asking first.
-            raise ApiFault(
+            raise ApiError(
                 415, f"content-type: is {given!r:.80}; must be application/json; change it"
             )
         try:
             values = json.loads(await self._body(request))
         except (ValueError, RecursionError) as error:
-            raise ApiFault(400, f"body: is not JSON ({error}); must be an object") from None
+            raise ApiError(400, f"body: is not JSON ({error}); must be an object") from None
         if not isinstance(values, dict):
-            raise ApiFault(400, "body: is no object; must be a JSON object; change it")
+            raise ApiError(400, "body: is no object; must be a JSON object; change it")
         try:
             return kind.read(values)
         except LmError as error:
-            raise ApiFault.of(error) from None
+            raise ApiError.of(error) from None
 
     async def _body(self, request: Request) -> bytes:
         most, found = self.service.limits.body, bytearray()
@@ -185,9 +185,9 @@ class _Api:
                 async for chunk in request.stream():
                     found += chunk
                     if len(found) > most:
-                        raise ApiFault(413, f"body: must have at most {most} bytes; shorten it")
+                        raise ApiError(413, f"body: must have at most {most} bytes; shorten it")
         except TimeoutError:
-            raise ApiFault(408, "body: took too long; must come at once; send it again") from None
+            raise ApiError(408, "body: took too long; must come at once; send it again") from None
         return bytes(found)
 
 
@@ -202,14 +202,14 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Found]) -> Fo
     """What comes of the work, which ends when the client goes away.
 
     Raises:
-        ApiFault: it did; nobody reads this.
+        ApiError: it did; nobody reads this.
     """
     watch = asyncio.ensure_future(_gone(request))
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({watch, task}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiFault(499, _GONE)
+            raise ApiError(499, _GONE)
         return task.result()
     finally:
         watch.cancel()
@@ -249,7 +249,7 @@ class _Stream:
             async with aclosing(self.call.pieces()) as pieces:
                 async for piece in pieces:
                     yield _event(reply.chunk(piece))
-        except ApiFault as fault:
+        except ApiError as fault:
             yield _event(fault.body)
             return
         if self.usage:
@@ -271,19 +271,19 @@ def _response(values: dict[str, Any], status: int = 200, headers: Any = None) ->
     return Response(_json(values), status, headers, "application/json")
 
 
-async def _told(request: Request, fault: ApiFault) -> Response:
+async def _told(request: Request, fault: ApiError) -> Response:
     return _response(fault.body, fault.status, fault.headers)
 
 
 async def _told_nobody(request: Request, error: Exception) -> Response:
-    return _response(ApiFault(499, _GONE).body, 499)
+    return _response(ApiError(499, _GONE).body, 499)
 
 
 async def _told_of_http(request: Request, error: Any) -> Response:
     texts = {404: "path: is not known here; must be one of /v1/...; check base_url"}
     text = texts.get(error.status_code, f"request: {error.detail}")
-    return _response(ApiFault(error.status_code, text).body, error.status_code, error.headers)
+    return _response(ApiError(error.status_code, text).body, error.status_code, error.headers)
 
 
 async def _told_of_bug(request: Request, error: Exception) -> Response:
-    return _response(ApiFault(500, "server: failed; its log says why").body, 500)
+    return _response(ApiError(500, "server: failed; its log says why").body, 500)

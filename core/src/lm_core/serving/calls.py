@@ -17,7 +17,7 @@ from lm_core.generation.config import GenerationConfig
 from lm_core.generation.prompts import fit, read_prompts
 from lm_core.generation.sampling import streams
 from lm_core.serving.engine import Answer, Busy, Closing, Engine
-from lm_core.serving.faults import ApiFault, closed, ended
+from lm_core.serving.errors import ApiError, closed, ended
 from lm_core.serving.protocol import Asked, ChatAsked, CompletionAsked
 from lm_core.serving.replies import Chat, Completion, Usage
 from lm_core.serving.text import AnswerText, Piece
@@ -59,7 +59,7 @@ class Call:
         """All pieces of all answers, each as soon as it is there.
 
         Raises:
-            ApiFault: an answer could not be computed, or it took too long.
+            ApiError: an answer could not be computed, or it took too long.
         """
         left = len(self.answers)
         while left:
@@ -76,7 +76,7 @@ class Call:
             async with asyncio.timeout_at(self.deadline):
                 return await self._pieces.get()
         except TimeoutError:
-            raise ApiFault(
+            raise ApiError(
                 504,
                 "timeout: the answer took too long; must be shorter; lower max_tokens",
                 "timeout",
@@ -117,7 +117,7 @@ class Service:
         """Queues a request.
 
         Raises:
-            ApiFault: it cannot be met, or not now.
+            ApiError: it cannot be met, or not now.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.seconds
@@ -126,7 +126,7 @@ class Service:
             prompts = await loop.run_in_executor(self._encoder, self._encode, asked)
             rows, limits = fit(prompts, settings, self.room)
         except LmError as error:
-            raise ApiFault.of(error) from None
+            raise ApiError.of(error) from None
         queue: asyncio.Queue[Piece] = asyncio.Queue()
 
         def deliver(piece: Piece) -> None:
@@ -153,13 +153,13 @@ class Service:
     def _submit(self, answers: Sequence[Answer]) -> None:
         most = self.engine.max_queue
         if len(answers) > most:
-            raise ApiFault(
+            raise ApiError(
                 400, f"n: makes {len(answers)} answers; must be at most {most}; lower it"
             )
         try:
             self.engine.submit(answers)
         except Busy:
-            raise ApiFault(
+            raise ApiError(
                 429, "server: too many requests are waiting; try again later", "queue_full", 1
             ) from None
         except Closing:
@@ -179,7 +179,7 @@ class Service:
         for number, row in enumerate(rows):
             if len(row) >= self.room:
                 where = "messages" if isinstance(asked, ChatAsked) else f"prompt[{number}]"
-                raise ApiFault(
+                raise ApiError(
                     400,
                     f"{where}: has {len(row)} tokens; must have at most {self.room - 1} to leave "
                     f"room for an answer; shorten it",

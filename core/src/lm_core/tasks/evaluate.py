@@ -23,7 +23,9 @@ ADGEN, EM_F1 = "ADGENMetric", "EmF1Metric"
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags that every run has."""
     add_run_arguments(parser)
-    parser.add_argument("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the checkpoint's)"
+    )
     parser.epilog = f"`{parser.prog} humaneval --help`: programs of a model\n\n{parser.epilog}"
 
 

@@ -16,7 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb, beside those that every run has."""
     add_run_arguments(parser)
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="kept in every checkpoint (default: the start's)"
+        "--tokenizer",
+        metavar="DIR",
+        help="folder of the tokenizer, copied to every checkpoint (default: the start's)",
     )
 
 

@@ -83,7 +83,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--top_k", type=int, default=0, metavar="N", help="draw among so many tokens (0: all)")
     add("--max_new_tokens", type=positive, default=512, metavar="N", help="longest program (512)")
     add("--batch_size", dest="rows", type=positive, metavar="N", help="prompts computed at once")
-    add("--tokenizer", metavar="DIR", help="vocabulary (default: the checkpoint's)")
+    add("--tokenizer", metavar="DIR", help="folder of the tokenizer (default: the checkpoint's)")
     parser.epilog = f"{_EPILOG}\n{parser.epilog}"
 
 

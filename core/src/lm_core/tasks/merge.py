@@ -26,9 +26,20 @@ def add_arguments(parser: ArgumentParser, spec: ModelSpec) -> None:
     add("--load_checkpoint", required=True, metavar="X", help="the base, or base and adapter")
     add("--load_adapter", metavar="D", help="the adapter, where it does not lie with the base")
     add("--output", required=True, metavar="DIR", help="directory to write")
-    add("--format", choices=["native", *sorted(spec.tables)], default="native", help="whose layout")
-    add("--config", metavar="NAME", help="preset or run, if the weights do not say their model")
-    add("--max_shard_size", metavar="SIZE", help="largest safetensors file, such as 5GB")
+    add(
+        "--format",
+        choices=["native", *sorted(spec.tables)],
+        default="native",
+        help="whose names and files (default: native)",
+    )
+    add(
+        "--config",
+        metavar="NAME",
+        help="preset or run file, if the weights do not say what they are",
+    )
+    add(
+        "--max_shard_size", metavar="SIZE", help="size of the largest safetensors file, such as 5GB"
+    )
     add("--overwrite", action="store_true", help="replace a checkpoint that is there")
 
 

@@ -22,24 +22,27 @@ if TYPE_CHECKING:
     from lm_core.spec import ModelSpec
 
 SETTINGS = {
-    "max_length": (int, "longest prompt + answer, in tokens"),
-    "max_new_tokens": (int, "longest answer, in tokens"),
-    "do_sample": (str2bool, "draw tokens instead of taking the most likely"),
-    "top_k": (int, "draw among so many most likely tokens (0: all)"),
-    "top_p": (float, "draw among the fewest tokens that have this probability"),
-    "temperature": (float, "above 1: more even odds"),
-    "repetition_penalty": (float, "above 1: less of what was said"),
-    "num_beams": (int, "beam search with so many beams"),
+    "max_length": (int, "most tokens of a prompt and its answer together"),
+    "max_new_tokens": (int, "most tokens of an answer"),
+    "do_sample": (str2bool, "draw each token instead of taking the most likely one"),
+    "top_k": (int, "draw among the N most likely tokens (0: among all)"),
+    "top_p": (float, "draw among the fewest tokens whose probabilities add up to X (1: among all)"),
+    "temperature": (float, "divides the logits: above 1 more even odds, below 1 less even ones"),
+    "repetition_penalty": (float, "above 1: less of what the text holds already (1: off)"),
+    "num_beams": (int, "beam search with N beams (1: none)"),
     "truncation": (str, "left: drop the beginning of a prompt that is too long (classes: right)"),
 }
 """Flags that go to the generation as they are; without one, `model.model_config` decides."""
+_TAKES = {int: "N", float: "X", str: "SIDE", str2bool: "BOOL"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb, beside those that every run has."""
     add_run_arguments(parser)
     group = add_settings(parser, SETTINGS)
-    group.add_argument("--predict_batch_size", type=int, help="prompts computed at once")
+    group.add_argument(
+        "--predict_batch_size", type=int, metavar="N", help="prompts that are computed at once"
+    )
     add_export(group)
     group.add_argument("--stream", action="store_true", help="show each token as it comes")
     group.add_argument(
@@ -49,15 +52,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
     """Flags for these of SETTINGS and for the tokenizer; the group that holds them."""
-    group = parser.add_argument_group("generation")
+    group = parser.add_argument_group(
+        "generation", "Where a flag is left out, model.model_config decides."
+    )
     for name in names:
         kind, text = SETTINGS[name]
         switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is str2bool else {}
-        group.add_argument(f"--{name}", type=kind, help=text, **switch)
+        group.add_argument(f"--{name}", type=kind, metavar=_TAKES[kind], help=text, **switch)
     group.add_argument(
         *("--tokenizer", "--vocab_file"),
         metavar="DIR",
-        help="vocabulary, its folder or file there (default: the checkpoint's)",
+        help="folder of the tokenizer, or its file there (default: the checkpoint's)",
     )
     return group
 

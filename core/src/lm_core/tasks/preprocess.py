@@ -229,7 +229,9 @@ def _processes(wanted: int | None, size: int) -> int:
     if wanted is None:
         return min(os.cpu_count() or 1, 1 + size // _BYTES_PER_PROCESS)
     if wanted < 1:
-        raise ConfigError(f"num_process: {wanted} must be at least 1")
+        raise ConfigError(
+            f"num_process: is {wanted}; must be at least 1; leave it out to use all cores"
+        )
     return wanted
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb, beside those that every run has."""
     add_run_arguments(parser)
-    parser.add_argument("--tokenizer", metavar="DIR", help="kept in every checkpoint")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="folder of the tokenizer, copied to every checkpoint"
+    )
 
 
 def run(spec: ModelSpec, args: Namespace, overrides: list[str]) -> int:

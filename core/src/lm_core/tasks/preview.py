@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from lm_core.log import get_logger
 
 if TYPE_CHECKING:
     from lm_core.config.schema import RunConfig
+    from lm_core.data.mindrecord import Row
     from lm_core.data.pipeline import RecordDataset
     from lm_core.tokenizer.base import Tokenizer
 
@@ -35,8 +36,6 @@ _PADDING = 4
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
-Row = Mapping[str, np.ndarray]
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Flags of this verb."""
@@ -44,14 +43,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="vocabulary (default: the run's, or one near by)",
+        help="folder of the tokenizer (default: the run's, or one beside the records)",
     )
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="the run that they are for")
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="the run that the records are for")
     parser.add_argument(
         "--count", type=positive, default=3, metavar="N", help="records to show (default: 3)"
     )
     parser.add_argument(
-        "--max_tokens", type=positive, default=256, metavar="N", help="of each (default: 256)"
+        "--max_tokens",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="tokens to show of each record (default: 256)",
     )
 
 

@@ -32,21 +32,42 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_run_arguments(parser)
     add_settings(parser, FLAGS)
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    group.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
     group.add_argument(
-        "--api_key_file", metavar="FILE", help=f"holds the key that clients send (or set {KEY})"
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="address to listen on (default: %(default)s)",
     )
-    group.add_argument("--model_name", metavar="NAME", help="what clients call the model")
+    group.add_argument(
+        "--port",
+        type=_port,
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0: any free one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--api_key_file",
+        metavar="FILE",
+        help=f"file with the key that clients must send (or set {KEY})",
+    )
+    group.add_argument(
+        "--model_name",
+        metavar="NAME",
+        help="what clients call the model (default: trainer.model_name)",
+    )
     for name, default, text in (
         ("max_batch", 8, "requests computed at once"),
-        ("max_queue", 256, "requests that may wait for that"),
-        ("max_body", 1 << 20, "bytes of a request"),
+        ("max_queue", 256, "requests that may wait for their turn"),
+        ("max_body", 1 << 20, "most bytes of a request"),
         ("request_timeout", 600, "seconds from a request to the end of its answer"),
         ("drain_timeout", 60, "seconds that running requests get after SIGTERM"),
     ):
         group.add_argument(
-            f"--{name}", type=positive, default=default, metavar="N", help=f"{text} (%(default)s)"
+            f"--{name}",
+            type=positive,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
         )
 
 

@@ -43,10 +43,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--prefix",
         default="checkpoint_",
         metavar="P",
-        help="beginning of the names of files of others: rank_R/PR.ckpt (checkpoint_)",
+        help="beginning of the names of files of others: rank_R/PR.ckpt (default: checkpoint_)",
     )
-    add("--step", type=int, metavar="N", help="which checkpoint (the newest undamaged one)")
-    add("--config", metavar="NAME", help="preset or run, if a whole model does not say its own")
+    add(
+        "--step",
+        type=int,
+        metavar="N",
+        help="step of the checkpoint (default: that of the newest undamaged one)",
+    )
+    add(
+        "--config",
+        metavar="NAME",
+        help="preset or run file, if a whole model does not say what it is",
+    )
     add("--overwrite", action="store_true", help="replace what is there")
     parser.set_defaults(takes_run=True)
     parser.epilog = "parallel_config.model_parallel=2 ...: the degrees to cut for"

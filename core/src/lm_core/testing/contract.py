@@ -9,6 +9,7 @@ A package that must differ overrides a test with `xfail(reason=...)`, where a re
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from importlib.util import find_spec
@@ -20,12 +21,13 @@ import pytest
 
 from lm_core import spec as registry
 from lm_core.checkpoint.layout import Memory
-from lm_core.cli import VERBS
+from lm_core.cli import EXAMPLES, VERBS
 from lm_core.testing import parity, tiny
 from lm_core.testing.adapters import AdapterContract
 from lm_core.testing.classification import ClassifierContract
 from lm_core.testing.distributed import ParallelContract
 from lm_core.testing.network import SHAPE, NetworkContract, logits_of
+from lm_core.testing.parity import assert_same
 
 if TYPE_CHECKING:
     from lm_core.nn.decoder import CausalLM
@@ -80,6 +82,9 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
             assert shown.startswith(f"usage: python -m {package}.{verb} ")
             assert f"{self.spec.name}: {VERBS[verb]}" in shown
             assert not [name for name in others if name in shown.lower()], verb
+            told, _, example = shown.partition(f"Example:\n  python -m {package}.{verb} ")
+            assert bool(example) == (verb in EXAMPLES), verb
+            assert not [flag for flag in re.findall(r"--[a-z_]+", example) if flag not in told]
 
     def test_chat_is_a_verb_where_there_is_a_format(self) -> None:
         """`python -m lm_x.chat`, or one line that says why not."""
@@ -144,6 +149,19 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
             written.write_text(dump_run(run), encoding="utf-8")
             assert dump_run(registry.read_run(written)) == dump_run(run), name
 
+    def test_every_run_file_can_be_planned(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """`lm plan`: memory of training and of generation, on the ranks that the file asks for."""
+        from lm_core.cli import run_verb
+
+        for name in self.spec.run_names():
+            assert run_verb("plan", self.spec, ["--config", name]) == 0
+            shown = capsys.readouterr().out
+            asked = registry.read_run(name).degrees.world_size
+            ranks = re.findall(r"^([\d,]+) ranks, rank = ", shown, re.MULTILINE)
+            assert ranks == ([f"{asked:,}"] if asked > 1 else []), name
+            assert [shown.count(f"\n{what}: ") for what in ("training", "generation")] == [1, 1]
+            assert shown.count("\n  peak ") == 2, name
+
     # Weights.
 
     def test_saved_and_loaded_is_the_same(self, model: CausalLM, tmp_path: Path) -> None:
@@ -153,7 +171,7 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
         model.save_pretrained(tmp_path / "saved")
         loaded = AutoModel.from_pretrained(tmp_path / "saved")
         assert loaded.config.copy(checkpoint_name_or_path="") == model.config
-        _assert_same(tiny.weights(loaded), tiny.weights(model))
+        assert_same(tiny.weights(loaded), tiny.weights(model))
         ids = tiny.token_ids(model.config.vocab_size, SHAPE)
         np.testing.assert_array_equal(logits_of(loaded, ids), logits_of(model, ids))
 
@@ -163,7 +181,7 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
         table, ours = self.spec.tables[layout], tiny.weights(model)
         theirs = _read(table.save(Memory(ours), model.config))
         back = _read(table.load(Memory(theirs), model.config))
-        _assert_same(back, ours)
+        assert_same(back, ours)
         assert sum(a.size for a in theirs.values()) >= sum(a.size for a in ours.values())
 
     def test_loads_what_others_publish(self, model: CausalLM, tmp_path: Path) -> None:
@@ -171,7 +189,7 @@ class ModelContract(NetworkContract, AdapterContract, ClassifierContract, Parall
         from lm_core.auto import AutoModel
 
         loaded = AutoModel.from_pretrained(tiny.write_hf(model, self.spec, tmp_path / "hf"))
-        _assert_same(tiny.weights(loaded), tiny.weights(model))
+        assert_same(tiny.weights(loaded), tiny.weights(model))
 
     # Recorded references.
 
@@ -201,10 +219,3 @@ def _read(tensors: object) -> dict[str, np.ndarray]:
     from lm_core.checkpoint.layout import stream
 
     return dict(stream(tensors))  # type: ignore[arg-type]
-
-
-def _assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(actual) == set(expected), sorted(set(actual) ^ set(expected))
-    for name, array in expected.items():
-        assert actual[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(actual[name], array, err_msg=name)

@@ -35,7 +35,7 @@ class NetworkContract:
         """One tiny model for all tests that do not change it: graphs are compiled once."""
         return tiny.model(cls.spec, **cls.sizes)
 
-    def testlogits_of(self, model: CausalLM) -> None:
+    def test_logits_are_numbers(self, model: CausalLM) -> None:
         """Their shape, type, and that they are numbers."""
         ids = tiny.token_ids(model.config.vocab_size, SHAPE)
         logits = logits_of(model, ids)
@@ -117,8 +117,8 @@ class NetworkContract:
     def test_initial_values_depend_on_the_seed_alone(self) -> None:
         """The same seed gives the same bytes; another seed others."""
         first, again, other = (self._fresh(seed) for seed in (7, 7, 8))
-        assert all(np.array_equal(first[name], again[name]) for name in first)
-        assert any(not np.array_equal(first[name], other[name]) for name in first)
+        parity.assert_same(again, first)
+        assert parity.differences(other, first)
 
     def _fresh(self, seed: int) -> dict[str, np.ndarray]:
         built = tiny.model(self.spec, **self.sizes)

@@ -9,6 +9,7 @@ results are those of the model with that adapter, and the gradients are the adap
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,43 @@ class Tolerances:
 
 
 TOLERANCES = Tolerances()
+
+
+def assert_same(
+    actual: Mapping[str, np.ndarray] | Tensors, expected: Mapping[str, np.ndarray] | Tensors
+) -> None:
+    """Equal names, types, shapes and bits, in any order."""
+    found = differences(actual, expected)
+    assert not found, "\n".join(found)
+
+
+def differences(
+    actual: Mapping[str, np.ndarray] | Tensors, expected: Mapping[str, np.ndarray] | Tensors
+) -> list[str]:
+    """A line for each array that only one side has, or whose type, shape or bits are not equal."""
+    from lm_core.checkpoint.layout import Memory
+
+    a, b = (Memory(side) if isinstance(side, Mapping) else side for side in (actual, expected))
+    lines = [f"{name}: is there; must not be" for name in a.specs if name not in b.specs]
+    lines += [f"{name}: is missing" for name in b.specs if name not in a.specs]
+    both = [name for name in b.specs if name in a.specs]
+    compared = (_difference(a.read(name), b.read(name)) for name in both)
+    return lines + [f"{name}: {text}" for name, text in zip(both, compared, strict=True) if text]
+
+
+def _difference(actual: np.ndarray, expected: np.ndarray) -> str:
+    if (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
+        kinds = [f"{array.dtype} {list(array.shape)}" for array in (actual, expected)]
+        return "is {}; must be {}".format(*kinds)
+    bits = f"u{actual.dtype.itemsize}"
+    other = actual.view(bits) != expected.view(bits)
+    if not other.any():
+        return ""
+    place = tuple(np.argwhere(other)[0].tolist())
+    return (
+        f"{other.sum()} of {other.size} numbers differ, the first at {list(place)}: "
+        f"is {actual[place]}; must be {expected[place]}"
+    )
 
 
 def golden_cases(case: Path) -> list[str]:

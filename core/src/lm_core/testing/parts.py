@@ -11,6 +11,7 @@ import numpy as np
 
 from lm_core.checkpoint import atomic, io, parts, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors
+from lm_core.config.of_checkpoint import RUN
 from lm_core.config.parallel import ParallelConfig
 from lm_core.parallel.partition import Partition
 from lm_core.peft import targets
@@ -76,7 +77,7 @@ def write(
         io.write_native(made, spec.name, own.config, weights)
         tensorfile.write(made / saved.OPTIMIZER, moments)
         (made / saved.STATE).write_text(json.dumps({"version": 1, "step": step}))
-        (made / "run.yaml").write_text("seed: 0\n")
+        (made / RUN).write_text("seed: 0\n")
         (made / saved.METRICS).write_text(f'{{"step": {step}, "rank": {rank}}}\n')
         if own.degrees.world_size > 1:
             parts.write_layout(made, own.degrees, rank)
@@ -89,10 +90,3 @@ def write_all(
     for rank in range(own.degrees.world_size):
         write(folder / f"rank_{rank}" / f"CKP-{step}", spec, tensors, own, rank)
     return folder
-
-
-def same(a: Tensors, b: Tensors) -> bool:
-    """Equal names, shapes, types and bits."""
-    return dict(a.specs) == dict(b.specs) and all(
-        a.read(name).tobytes() == b.read(name).tobytes() for name in a.specs
-    )

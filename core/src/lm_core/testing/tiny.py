@@ -44,6 +44,13 @@ def text(sentences: int, seed: int = 0) -> str:
     return "\n".join(lines) + "\n"
 
 
+def messages(*texts: str, system: str | None = None) -> list[dict[str, str]]:
+    """A conversation: the user's first text, its answer, and so on."""
+    found = [] if system is None else [{"role": "system", "content": system}]
+    roles = ("user", "assistant")
+    return found + [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
 def sentencepiece_model(vocab_size: int = 460, infill: bool = False, **trained: Any) -> bytes:
     """A sentencepiece model such as Llama's, learnt from `text` in a moment.
 

@@ -22,7 +22,7 @@ import regex
 
 from lm_core.errors import TokenizerError
 from lm_core.tokenizer.forms import Forms
-from lm_core.tokenizer.rows import cut_length, pad_length, tensor
+from lm_core.tokenizer.padding import cut_length, pad_length, tensor
 from lm_core.tokenizer.values import plain, without_surrogates
 
 NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -196,7 +196,9 @@ class Tokenizer(Forms):
         if cut is not None:
             room = cut - (len(self.build_inputs([])) if add else 0)
             if room < 0:
-                raise TokenizerError(f"max_length: {cut} has no room for the tokens around a text")
+                raise TokenizerError(
+                    f"max_length: {cut} has no room for the tokens around a text; use a greater one"
+                )
             if len(ids) > room:
                 ids = ids[:room] if self.truncation_side == "right" else ids[len(ids) - room :]
         return self.build_inputs(ids) if add else ids

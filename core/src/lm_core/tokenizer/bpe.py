@@ -188,7 +188,8 @@ def _by_id(vocab: Mapping[str, int]) -> dict[int, str]:
             raise TokenizerError(f"vocabulary: the id of {token!r} is {index!r}; use ids from 0 up")
         if tokens.setdefault(index, token) is not token:
             raise TokenizerError(
-                f"vocabulary: {tokens[index]!r} and {token!r} share the id {index}"
+                f"vocabulary: {tokens[index]!r} and {token!r} share the id {index}; "
+                "each must have its own; use another copy of the file"
             )
     return tokens
 

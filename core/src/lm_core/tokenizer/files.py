@@ -57,7 +57,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         if len(parts) != 2 or not all(parts):
             raise TokenizerError(
                 f"{path}:{number}: {line[:40]!r} is not two tokens with a space between; the file "
-                f"is damaged or of another kind"
+                f"is damaged or of another kind, use another copy"
             )
         merges.append((parts[0], parts[1]))
     return merges
@@ -103,7 +103,9 @@ def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, An
             f"{path}:{error.lineno}: is not JSON ({error.msg}); the file is damaged, copy it again"
         ) from error
     if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: holds a {type(value).__name__}; a JSON object is needed")
+        raise TokenizerError(
+            f"{path}: holds a {type(value).__name__}; must hold a JSON object; copy it again"
+        )
     return value
 
 
@@ -119,7 +121,9 @@ def _read_tokenizer_json(path: Path) -> tuple[Bpe, dict[str, int]]:
         )
     pairs = [tuple(p.split(" ")) if isinstance(p, str) else tuple(p) for p in model["merges"]]
     if any(len(pair) != 2 for pair in pairs):
-        raise TokenizerError(f"{path}: a merge is not two tokens; the file is damaged")
+        raise TokenizerError(
+            f"{path}: a merge is not two tokens; the file is damaged, copy it again"
+        )
     added = {token["content"]: token["id"] for token in value.get("added_tokens") or []}
     merges = [(first, second) for first, second in pairs]
     return Bpe(_checked_vocab(path, model["vocab"]), merges), added
@@ -146,4 +150,6 @@ def _text(path: Path) -> str:
             f"{path}: is not UTF-8 (byte {error.start}); the file is damaged, copy it again"
         ) from error
     except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from error
+        raise TokenizerError(
+            f"{path}: cannot be read ({error.strerror}); name a file that can"
+        ) from error

@@ -259,7 +259,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise TokenizerError(f"cannot be read ({error.strerror})") from error
+        raise TokenizerError(f"cannot be read ({error.strerror}); name a file that can") from error
 
 
 def _processor(model: bytes) -> Any:

@@ -79,7 +79,10 @@ class NextToken:
             )
         records.check_length(self.config.seq_length, exact=training)
         if records.row_length < 2:
-            raise DataError(f"{records.path}: records hold one id; there is nothing to predict")
+            raise DataError(
+                f"{records.path}: records hold one id, and there is nothing to predict; "
+                "make records of at least 2"
+            )
 
     def batch_check(self, records: Records) -> Callable[[Columns, np.ndarray], None] | None:
         """None: nothing beyond the ids is checked in each batch."""

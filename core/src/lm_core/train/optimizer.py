@@ -85,8 +85,8 @@ class AdamW(Optimizer):
         super().__init__(parameters)
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.bias_correction = bias_correction
-        self.first = _zeros("adam.m", parameters)
-        self.second = _zeros("adam.v", parameters)
+        self.first = zeros("adam.m", parameters)
+        self.second = zeros("adam.v", parameters)
         self.decayed = tuple(weight_decay > 0.0 and decays(p) for p in parameters)
         self.fused = tuple(p.dtype == ms.float32 for p in parameters)
         self.fused_rule = ops.AdamWeightDecay()
@@ -158,7 +158,7 @@ class Sgd(Optimizer):
         if nesterov and not momentum:
             raise ConfigError("optimizer.nesterov: needs momentum; set optimizer.momentum: 0.9")
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        self.buffers = _zeros("sgd.momentum", parameters) if momentum else None
+        self.buffers = zeros("sgd.momentum", parameters) if momentum else None
         self.decayed = tuple(weight_decay > 0.0 and decays(p) for p in parameters)
 
     def scalars(self, learning_rate: float, update: int) -> tuple[Tensor, ...]:
@@ -202,7 +202,7 @@ def from_config(section: OptimizerConfig, parameters: Sequence[Parameter]) -> Op
     )
 
 
-def _zeros(prefix: str, parameters: Sequence[Parameter]) -> ParameterTuple:
+def zeros(prefix: str, parameters: Sequence[Parameter]) -> ParameterTuple:
     """float32 zeros of the same shapes, named `prefix.NAME`."""
     return ParameterTuple(
         [

@@ -20,6 +20,7 @@ from mindspore import ParameterTuple, Tensor, nn
 
 from lm_core.nn.network import Network
 from lm_core.parallel import backend, collectives
+from lm_core.train.optimizer import zeros
 from lm_core.train.reduction import Reduction, SquaredNorm, counted_shares
 from lm_core.train.step import (
     ApplyBuffers,
@@ -27,7 +28,6 @@ from lm_core.train.step import (
     TrainStep,
     Update,
     added,
-    gradient_buffers,
     numbers,
 )
 
@@ -145,7 +145,7 @@ class PipelineStep(TrainStep):
 
     def _build(self, max_grad_norm: float | None) -> None:
         weights, context = self.optimizer.parameters, self.model.context
-        self._weights, self._buffers = weights, gradient_buffers(weights)
+        self._weights, self._buffers = weights, zeros("gradient", weights)
         squared_norm = SquaredNorm(context, counted_shares(self.model, weights))
         update = Update(self.optimizer, max_grad_norm, squared_norm)
         self._apply = ApplyBuffers(Reduction(self.model, weights), update, self._buffers)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lm_core.checkpoint import atomic, hub, io, saved
 from lm_core.config.load import dump_run
+from lm_core.config.of_checkpoint import RUN
 from lm_core.config.training import CheckpointMonitor as CheckpointSettings
 from lm_core.config.training import EvalCallback, SummaryMonitor
 from lm_core.data.pipeline import BatchIterator
@@ -158,7 +159,7 @@ def log_folder(run: RunConfig, rank: int = 0) -> Path:
 
 def write_run(run: RunConfig, rank: int = 0) -> None:
     """Stores the settings that this run has, defaults included."""
-    with atomic.new_file(log_folder(run, rank) / saved.RUN) as path:
+    with atomic.new_file(log_folder(run, rank) / RUN) as path:
         path.write_text(dump_run(run), encoding="utf-8")
 
 

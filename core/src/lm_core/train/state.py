@@ -30,7 +30,8 @@ import numpy as np
 from lm_core import spec as registry
 from lm_core.checkpoint import atomic, io, parts, saved, tensorfile
 from lm_core.checkpoint.layout.tensors import Memory, Tensors, total_bytes
-from lm_core.checkpoint.saved import METRICS, OPTIMIZER, RUN, STATE
+from lm_core.checkpoint.saved import METRICS, OPTIMIZER, STATE
+from lm_core.config.of_checkpoint import RUN
 from lm_core.errors import CheckpointError, some
 from lm_core.log import get_logger
 from lm_core.peft import files as adapters
@@ -271,9 +272,10 @@ def find(wanted: bool | str, output: Path) -> Path | None:
         existing = saved.checkpoints(output, STATE)
         found = [path for path in existing if saved.step_of(path) == int(wanted)]
         if not found:
-            known = ", ".join(str(saved.step_of(path)) for path in existing) or "none"
+            known = ", ".join(str(saved.step_of(path)) for path in existing)
+            advice = f"use one that it has: {known}" if known else "it has none; leave this out"
             raise CheckpointError(
-                f"resume_training: {output} has no checkpoint of step {wanted}; it has {known}"
+                f"resume_training: {output} has no checkpoint of step {wanted}; {advice}"
             )
         atomic.check(found[0])
         return found[0]

@@ -20,6 +20,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from lm_core.train.optimizer import zeros
 from lm_core.train.reduction import Reduction, SquaredNorm, counted_shares
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class TrainStep:
         if self.accumulation == 1:
             self._fused = FusedStep(gradients, reduction, update)
         else:
-            buffers = gradient_buffers(weights)
+            buffers = zeros("gradient", weights)
             self._accumulate = Accumulate(gradients, buffers)
             self._apply = ApplyBuffers(reduction, update, buffers)
 
@@ -273,20 +274,6 @@ class TrainStep:
 def trained_parameters(model: Network) -> list[Parameter]:
     """The weights that the optimizer may change."""
     return [p for p in model.named_parameters().values() if p.requires_grad]
-
-
-def gradient_buffers(parameters: Sequence[Parameter]) -> ParameterTuple:
-    """float32 zeros of the same shapes."""
-    return ParameterTuple(
-        [
-            Parameter(
-                Tensor(np.zeros(p.shape, np.float32)),
-                name=f"gradient.{p.name}",
-                requires_grad=False,
-            )
-            for p in parameters
-        ]
-    )
 
 
 def scalar(value: float) -> Tensor:

@@ -10,23 +10,16 @@ from __future__ import annotations
 from lm_baichuan2.config import Baichuan2Config
 from lm_core.checkpoint.layout import Split, Table, Transpose
 from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
-
-Shape = tuple[int, ...]
+from lm_core.checkpoint.layout.shapes import gated_block
+from lm_core.checkpoint.layout.tensors import Shape
 
 
 def shapes(config: Baichuan2Config) -> dict[str, Shape]:
     """All parameters of the network under our own names."""
-    hidden, inner = config.hidden_size, config.ffn_size
+    hidden = config.hidden_size
     found: dict[str, Shape] = {"embedding.weight": (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
-        block = f"layers.{layer}."
-        found[f"{block}attention_norm.weight"] = (hidden,)
-        for name in ("q", "k", "v", "out"):
-            found[f"{block}attention.{name}.weight"] = (hidden, hidden)
-        found[f"{block}mlp_norm.weight"] = (hidden,)
-        found[f"{block}mlp.gate.weight"] = (hidden, inner)
-        found[f"{block}mlp.up.weight"] = (hidden, inner)
-        found[f"{block}mlp.down.weight"] = (inner, hidden)
+        found |= gated_block(layer, hidden, config.ffn_size)
     found["norm.weight"] = (hidden,)
     found["head.weight"] = (hidden, config.vocab_size)
     return found

@@ -12,41 +12,30 @@ from operator import attrgetter
 
 from lm_core.checkpoint.layout import Each, PermuteRope, Split, SplitHeads, Table, Transpose
 from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
+from lm_core.checkpoint.layout.shapes import gated_block, norm
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_glm2.config import ChatGlm2Config
-
-Shape = tuple[int, ...]
 
 
 def shapes(config: ChatGlm2Config) -> dict[str, Shape]:
     """All parameters of the network under our own names."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    heads, keys = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
-    linear = config.add_bias_linear
+    hidden, (queries, keys, _) = config.hidden_size, _qkv_rows(config)
     found: dict[str, Shape] = {"embedding.weight": (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
-        attention, mlp = f"layers.{layer}.attention", f"layers.{layer}.mlp"
-        found |= _norm(f"{attention}_norm", config)
-        for name, outputs in (("q", heads), ("k", keys), ("v", keys)):
-            found |= _linear(f"{attention}.{name}", hidden, outputs, config.qkv_bias)
-        found |= _linear(f"{attention}.out", heads, hidden, linear)
-        found |= _norm(f"{mlp}_norm", config)
-        found |= _linear(f"{mlp}.gate", hidden, inner, linear)
-        found |= _linear(f"{mlp}.up", hidden, inner, linear)
-        found |= _linear(f"{mlp}.down", inner, hidden, linear)
+        found |= gated_block(
+            layer,
+            hidden,
+            config.intermediate_size,
+            queries=queries,
+            keys=keys,
+            norm_bias=not config.rmsnorm,
+            qkv_bias=config.qkv_bias,
+            bias=config.add_bias_linear,
+        )
     if config.post_layer_norm:
-        found |= _norm("norm", config)
+        found |= norm("norm", hidden, bias=not config.rmsnorm)
     found["head.weight"] = (hidden, config.vocab_size)
     return found
-
-
-def _norm(name: str, config: ChatGlm2Config) -> dict[str, Shape]:
-    found: dict[str, Shape] = {f"{name}.weight": (config.hidden_size,)}
-    return found if config.rmsnorm else {**found, f"{name}.bias": (config.hidden_size,)}
-
-
-def _linear(name: str, inputs: int, outputs: int, bias: bool) -> dict[str, Shape]:
-    found: dict[str, Shape] = {f"{name}.weight": (inputs, outputs)}
-    return {**found, f"{name}.bias": (outputs,)} if bias else found
 
 
 def _qkv_rows(config: ChatGlm2Config) -> list[int]:

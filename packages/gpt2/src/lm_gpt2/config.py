@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from lm_core.config.activations import HF_ACTIVATIONS, TO_HF
-from lm_core.config.learned import LearnedPositionsConfig
+from lm_core.config.learned_positions import LearnedPositionsConfig
 from lm_core.config.section import NonNegative, Positive
 from lm_core.errors import ConfigError
 

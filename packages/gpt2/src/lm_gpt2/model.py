@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lm_core.nn.decoder import stage_layers
-from lm_core.nn.learned import LearnedPositionsLM, plain_block
+from lm_core.nn.learned_positions import LearnedPositionsLM, plain_block
 from lm_core.nn.norm import LayerNorm
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from lm_core.checkpoint.layout import Split, Table, Tie, Transpose
 from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
+from lm_core.checkpoint.layout.shapes import norm, plain_block
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_gpt2.config import Gpt2Config
-
-Shape = tuple[int, ...]
 
 
 def shapes(config: Gpt2Config) -> dict[str, Shape]:
@@ -25,14 +25,8 @@ def shapes(config: Gpt2Config) -> dict[str, Shape]:
         "position_embedding.weight": (config.positions, hidden),
     }
     for layer in range(config.num_layers):
-        block = f"layers.{layer}."
-        found |= _norm(block + "attention_norm", hidden)
-        for name in "q", "k", "v", "out":
-            found |= _linear(f"{block}attention.{name}", hidden, hidden)
-        found |= _norm(block + "mlp_norm", hidden)
-        found |= _linear(block + "mlp.up", hidden, inner)
-        found |= _linear(block + "mlp.down", inner, hidden)
-    found |= _norm("norm", hidden)
+        found |= plain_block(layer, hidden, inner)
+    found |= norm("norm", hidden)
     if config.is_classifier:
         found["score.weight"] = (hidden, config.num_labels)
     elif not config.tie_word_embeddings:
@@ -42,14 +36,6 @@ def shapes(config: Gpt2Config) -> dict[str, Shape]:
 
 def _tied(config: Gpt2Config) -> bool:
     return config.tie_word_embeddings
-
-
-def _norm(name: str, size: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-
-
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
 _QKV_WEIGHT = tuple(f"layers.{{}}.attention.{name}.weight" for name in "qkv")

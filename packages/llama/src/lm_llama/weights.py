@@ -11,30 +11,20 @@ from operator import attrgetter
 
 from lm_core.checkpoint.layout import PermuteRope, Table, Tie, Transpose
 from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
+from lm_core.checkpoint.layout.shapes import gated_block
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_llama.config import LlamaConfig
 from lm_llama.meta import RELEASE
-
-Shape = tuple[int, ...]
 
 
 def shapes(config: LlamaConfig) -> dict[str, Shape]:
     """All parameters of the network under our own names."""
     hidden, inner, tied = config.hidden_size, config.ffn_size, config.tie_word_embeddings
-    kv = config.kv_heads * config.head_dim
+    keys = config.kv_heads * config.head_dim
     table = (hidden, config.vocab_size) if tied else (config.vocab_size, hidden)
     found: dict[str, Shape] = {"embedding.weight": table}
     for layer in range(config.num_layers):
-        block = f"layers.{layer}."
-        found[f"{block}attention_norm.weight"] = (hidden,)
-        for name, outputs in (("q", hidden), ("k", kv), ("v", kv)):
-            found[f"{block}attention.{name}.weight"] = (hidden, outputs)
-            if config.qkv_has_bias:
-                found[f"{block}attention.{name}.bias"] = (outputs,)
-        found[f"{block}attention.out.weight"] = (hidden, hidden)
-        found[f"{block}mlp_norm.weight"] = (hidden,)
-        found[f"{block}mlp.gate.weight"] = (hidden, inner)
-        found[f"{block}mlp.up.weight"] = (hidden, inner)
-        found[f"{block}mlp.down.weight"] = (inner, hidden)
+        found |= gated_block(layer, hidden, inner, keys=keys, qkv_bias=config.qkv_has_bias)
     found["norm.weight"] = (hidden,)
     if config.is_classifier:
         found["score.weight"] = (hidden, config.num_labels)

@@ -16,7 +16,7 @@ from mindspore import Tensor, nn
 
 from lm_core.nn.attention import CausalSelfAttention
 from lm_core.nn.decoder import Block, stage_layers
-from lm_core.nn.learned import LearnedPositionsLM, plain_block
+from lm_core.nn.learned_positions import LearnedPositionsLM, plain_block
 from lm_core.nn.norm import LayerNorm
 
 if TYPE_CHECKING:

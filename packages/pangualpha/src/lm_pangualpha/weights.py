@@ -11,9 +11,9 @@ from typing import Any
 
 from lm_core.checkpoint.layout import Slices, Table, Tie, Transpose
 from lm_core.checkpoint.layout.mindformers import TRAINING_STATE
+from lm_core.checkpoint.layout.shapes import norm, plain_block
+from lm_core.checkpoint.layout.tensors import Shape
 from lm_pangualpha.config import PanguAlphaConfig
-
-Shape = tuple[int, ...]
 
 
 def shapes(config: PanguAlphaConfig) -> dict[str, Shape]:
@@ -24,24 +24,10 @@ def shapes(config: PanguAlphaConfig) -> dict[str, Shape]:
         "position_embedding.weight": (config.positions, hidden),
     }
     for layer in range(config.num_layers):
-        block = f"layers.{layer}."
-        found |= _norm(block + "attention_norm", hidden)
-        for name in "q", "k", "v", "out":
-            found |= _linear(f"{block}attention.{name}", hidden, hidden)
-        found |= _norm(block + "mlp_norm", hidden)
-        found |= _linear(block + "mlp.up", hidden, inner)
-        found |= _linear(block + "mlp.down", inner, hidden)
-    found |= _norm(f"layers.{last}.norm", hidden)
+        found |= plain_block(layer, hidden, inner)
+    found |= norm(f"layers.{last}.norm", hidden)
     found["query_embedding.weight"] = (config.positions, hidden)
     return found
-
-
-def _norm(name: str, size: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-
-
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
 # Their name within a layer, ours, and whether the weight of the first is [out, in].

@@ -16,7 +16,7 @@ from lm_core.nn.norm import LayerNorm
 from lm_core.parallel.context import ParallelContext
 
 if TYPE_CHECKING:
-    from lm_core.config.learned import LearnedPositionsConfig
+    from lm_core.config.learned_positions import LearnedPositionsConfig
 
 
 def plain_block(

@@ -19,13 +19,15 @@ def cut_length(
     """
     unknown = {True, False, None, "longest_first", "only_first", "do_not_truncate"}
     if truncation not in unknown:
-        raise TokenizerError(f"truncation: {truncation!r} is none of True, False, longest_first")
+        raise TokenizerError(
+            f"truncation: {truncation!r} is none of True, False, longest_first; use one of them"
+        )
     if max_length is not None and max_length < 0:
-        raise TokenizerError(f"max_length: {max_length} is negative")
+        raise TokenizerError(f"max_length: {max_length} is negative; use at least 0")
     if truncation is None:
         truncation = padding in (False, "do_not_pad")
     elif truncation and truncation != "do_not_truncate" and max_length is None:
-        raise TokenizerError("truncation: needs a max_length")
+        raise TokenizerError("truncation: needs a max_length; give one")
     return max_length if truncation and truncation != "do_not_truncate" else None
 
 
@@ -40,9 +42,11 @@ def pad_length(rows: list[list[int]], max_length: int | None, padding: bool | st
     if padding in (True, "longest"):
         return max(map(len, rows), default=0)
     if padding != "max_length":
-        raise TokenizerError(f"padding: {padding!r} is none of True, False, longest, max_length")
+        raise TokenizerError(
+            f"padding: {padding!r} is none of True, False, longest, max_length; use one of them"
+        )
     if max_length is None:
-        raise TokenizerError('padding: "max_length" needs a max_length')
+        raise TokenizerError('padding: "max_length" needs a max_length; give one')
     return max_length
 
 
@@ -63,7 +67,9 @@ def tensor(rows: list[list[int]], kind: str) -> Any:
     if kind == "np":
         return array
     if kind != "ms":
-        raise TokenizerError(f'return_tensors: {kind!r} is none of "np", "ms"')
+        raise TokenizerError(
+            f'return_tensors: {kind!r} is none of "np", "ms"; use one of them, or None for lists'
+        )
     from mindspore import Tensor
 
     return Tensor(array)

@@ -7,7 +7,7 @@ from typing import Any
 from lm_core.errors import LmError
 
 
-class ApiFault(Exception):  # noqa: N818
+class ApiError(Exception):  # noqa: N818
     """A request that gets no answer.
 
     Args:
@@ -25,7 +25,7 @@ class ApiFault(Exception):  # noqa: N818
         self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
     @classmethod
-    def of(cls, error: LmError) -> ApiFault:
+    def of(cls, error: LmError) -> ApiError:
         """A request that cannot be met as it is."""
         return cls(400, "\n".join(error.problems))
 
@@ -41,15 +41,15 @@ _REQUEST = "invalid_request_error"
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def closed() -> ApiFault:
+def closed() -> ApiError:
     """The server ends."""
-    return ApiFault(503, "server: is shutting down; try another one", "shutting_down", 5)
+    return ApiError(503, "server: is shutting down; try another one", "shutting_down", 5)
 
 
-def ended(reason: str) -> ApiFault | None:
+def ended(reason: str) -> ApiError | None:
     """What it means to the client that an answer ended so; None: it is whole."""
     if reason == "closed":
         return closed()
     if reason.startswith("error: "):
-        return ApiFault(500, reason.removeprefix("error: "), "generation_failed")
+        return ApiError(500, reason.removeprefix("error: "), "generation_failed")
     return None
