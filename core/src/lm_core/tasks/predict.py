@@ -69,7 +69,11 @@ def add_settings(parser: ArgumentParser, names: Iterable[str]) -> Any:
 
 def add_export(group: Any) -> None:
     """Flags for graphs in place of weights."""
-    group.add_argument("--mindir", metavar="DIR", help="run the graphs that `export` wrote")
+    group.add_argument(
+        "--mindir",
+        metavar="DIR",
+        help="folder that `export` wrote: run its graphs instead of a checkpoint",
+    )
     group.add_argument(
         "--lite", metavar="INI", help="run them with MindSpore Lite and these settings (untested)"
     )

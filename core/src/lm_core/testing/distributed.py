@@ -25,35 +25,51 @@ _FOUR = {"data_parallel": 2, "model_parallel": 2}
 _ONE_LAYER = {"num_layers": 1}
 _CLASSES = {"task": "text_classification", "num_labels": 3}
 _PROMPTS = [[1, 2, 3], [4, 5, 6, 7]]
-CASES = {
-    "dp2-tp2-pp2": Case({**_FOUR, **_PP2, "vocab_emb_dp": False}, parts=4),
-    "dp2-tp2": Case(_FOUR, _ONE_LAYER, first=4),
+_TP2 = {
     "tp2": Case({"model_parallel": 2, "vocab_emb_dp": False}, prompts=_PROMPTS, first=2),
     "tp2-lora": Case({"model_parallel": 2}, {**_ONE_LAYER, "pet_config": _LORA}, first=2),
-    "pp2": Case({"pipeline_stage": 2, "micro_batch_num": 4}, parts=4),
-    "dp2": Case({"data_parallel": 2, "optimizer_shard": True}, _ONE_LAYER, parts=2),
 }
-"""What one job of eight processes computes, the cases of fewer beside each other.
+CASES = {"tp2-pp2": Case({"model_parallel": 2, **_PP2, "vocab_emb_dp": False}, parts=4), **_TP2}
+"""What one job of four processes computes: all that depends on the network.
 
 Those with a pipeline begin at process 0, since its messages name processes and not places.
 Dropout is as the tiny model has it: masks do not depend on the layout either.
 """
+ALL_CASES = {
+    "dp2-tp2-pp2": Case({**_FOUR, **_PP2, "vocab_emb_dp": False}, parts=4),
+    "dp2-tp2": Case(_FOUR, _ONE_LAYER, first=4),
+    **_TP2,
+    "pp2": Case({"pipeline_stage": 2, "micro_batch_num": 4}, parts=4),
+    "dp2": Case({"data_parallel": 2, "optimizer_shard": True}, _ONE_LAYER, parts=2),
+}
+"""And what one of eight does, the cases of fewer beside each other: also what is the core's alone,
+so one model shows it."""
 BUILT = {
+    **ALL_CASES,
     **CASES,
     "tp2-pp2-classes": Case({"model_parallel": 2, **_PP2}, _CLASSES),
 }
 """What is built for every rank, in one process."""
-COUNTED = [name for name in CASES if name != "dp2-tp2-pp2"]
-"""Those whose sums all stand in graphs that run once in a step."""
 
 
 class ParallelContract:
-    """Part of `ModelContract`. A subclass gives `spec`; `small` are the sizes of the model."""
+    """Part of `ModelContract`.
+
+    A subclass gives `spec`; `small` are the sizes of the model, `cases` what a job computes.
+    """
 
     spec: ClassVar[ModelSpec]
     small: ClassVar[dict[str, Any]] = {
         "vocab_size": 96, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "seq_length": 16,
     }  # fmt: skip
+    cases: ClassVar[dict[str, Case]] = CASES
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The cases of this model, and those of them whose graphs all run once in a step."""
+        once = [name for name, case in self.cases.items() if not case.repeats]
+        for argument, names in {"computed": self.cases, "counted": once}.items():
+            if argument in metafunc.fixturenames:
+                metafunc.parametrize(argument, names)
 
     def case(self, name: str) -> Case:
         """A case with the sizes of this model."""
@@ -94,9 +110,9 @@ class ParallelContract:
     @classmethod
     def job(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Found]]:
         """What each rank of each case finds, all in one job."""
-        cases = [cls().case(name) for name in CASES]
+        cases = [cls().case(name) for name in cls.cases]
         found = ranks.run(cls.spec, cases, tmp_path_factory.mktemp("job"))
-        return dict(zip(CASES, found, strict=True))
+        return dict(zip(cls.cases, found, strict=True))
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -108,7 +124,7 @@ class ParallelContract:
         """What one process finds for a case."""
         key = repr(case.sizes)
         if key not in alone:
-            alike = [other for other in map(self.case, CASES) if other.sizes == case.sizes]
+            alike = [other for other in map(self.case, self.cases) if other.sizes == case.sizes]
             prompts = next((other.prompts for other in alike if other.prompts), [])
             alone[key] = ranks.compute(self.spec, Case(sizes=case.sizes, prompts=prompts))
         return alone[key]
@@ -130,24 +146,24 @@ class ParallelContract:
 
     @pytest.mark.distributed
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", CASES)
     def test_several_processes_are_one(
-        self, name: str, job: dict[str, list[Found]], alone: dict[str, Found]
+        self, computed: str, job: dict[str, list[Found]], alone: dict[str, Found]
     ) -> None:
         """Five steps with clipping and dropout, then answers: greedy, drawn, and by beams."""
-        case = self.case(name)
+        case = self.case(computed)
         expected, partition = self.reference(alone, case), self.partition(case)
-        for rank, one in enumerate(job[name]):
+        for rank, one in enumerate(job[computed]):
             self.compare(one, expected, partition, rank)
 
     @pytest.mark.distributed
-    @pytest.mark.parametrize("name", COUNTED)
-    def test_every_sum_of_a_step_is_foretold(self, name: str, job: dict[str, list[Found]]) -> None:
+    def test_every_sum_of_a_step_is_foretold(
+        self, counted: str, job: dict[str, list[Found]]
+    ) -> None:
         """What is said about the exchanges of a step, against the compiled graphs of real steps."""
-        case = self.case(name)
+        case = self.case(counted)
         run, partition = ranks.settings(self.spec, case), self.partition(case)
         run.runner_config.batch_size = ranks.ROWS // run.degrees.data_parallel // case.parts
-        for rank, one in enumerate(job[name]):
+        for rank, one in enumerate(job[counted]):
             stage = rank * run.degrees.pipeline_stage // case.world_size
             assert one.sums == sums.said(run, partition, stage), f"rank {rank} of {case.degrees}"
             assert one.sums

@@ -70,6 +70,12 @@ class Case:
         return ParallelConfig(**self.degrees).world_size
 
     @property
+    def repeats(self) -> bool:
+        """Whether layers that several ranks compute are in a graph that runs for each part."""
+        degrees = ParallelConfig(**self.degrees)
+        return degrees.pipeline_stage > 1 and degrees.model_parallel > 1
+
+    @property
     def processes(self) -> range:
         """The processes of the job that it runs on."""
         return range(self.first, self.first + self.world_size)
