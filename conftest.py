@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 
@@ -28,5 +29,18 @@ def pytest_collection_finish() -> None:
     MindSpore looks for garbage before it compiles a graph, which takes as long as a small graph
     when all modules and tests are looked through each time.
     """
+    _settle()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a file leaves is forgotten or kept for good: each compilation looks through the rest."""
+    if nextitem is None or nextitem.path != item.path:
+        if mindspore := sys.modules.get("mindspore"):
+            mindspore.ms_memory_recycle()
+        _settle()
+
+
+def _settle() -> None:
     gc.collect()
     gc.freeze()
