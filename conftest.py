@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 
 import pytest
 
@@ -34,10 +33,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What a file leaves is forgotten or kept for good: each compilation looks through the rest."""
+    """Nor is what a file leaves: modules that it was the first to need, and graphs."""
     if nextitem is None or nextitem.path != item.path:
-        if mindspore := sys.modules.get("mindspore"):
-            mindspore.ms_memory_recycle()
         _settle()
 
 

@@ -97,7 +97,6 @@ def write_checkpoint(folder: Path) -> None:
     (folder / "tiny_txtcls.yaml").write_text(yaml.safe_dump(run))
 
 
-@pytest.mark.slow
 def test_the_front_page(folder, monkeypatch):
     """The demo first, since what follows uses what it leaves."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))

@@ -136,7 +136,7 @@ def test_parts_of_other_machines_need_not_be_here(tmp_path, config, whole):
             ranks.resume_directory(
                 tmp_path, wanted, parts.partition(SPEC, config, tp=2), 0, SPEC, tmp_path / "new"
             )
-    with pytest.raises(CheckpointError, match="no checkpoint of step 5; use one that it has: 8, 4"):
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 8, 4; name one"):
         load(tmp_path, config, own, 5, tmp_path / "scratch", step=5)
 
 

@@ -185,8 +185,8 @@ def test_a_vocabulary_is_needed(wiki, tmp_path):
     [
         (("--tokenizer", "/nowhere"), "/nowhere: is no folder"),
         (("--max_length", "1"), "max_length: 1 leaves no id"),
-        (("--num_process", "0"), "num_process: 0 must be at least 1"),
-        (("--num_splits", "0"), "num_splits: 0 must be"),
+        (("--num_process", "0"), "num_process: is 0; must be at least 1"),
+        (("--num_splits", "0"), "num_splits: is 0; must be from 1"),
         (("--input_file", "/nowhere.txt"), "input_file: /nowhere.txt does not exist"),
         (("--output_file", "/nowhere/x.txt"), "must end in mindrecord"),
         (("--max_lenght", "5"), "--max_lenght: unknown argument"),

@@ -123,7 +123,9 @@ def require_same(source: Source, ours: Tensors, output: str, layout: str) -> Non
     from lm_core.log import progress
 
     config: Any = source.config
-    written = config.from_hf(config.to_hf()) if layout == "hf" else config
+    written = config
+    if layout == "hf":
+        written = config.from_hf(config.to_hf()).copy(config.generation_to_hf())
     there = hub.resolve(output, spec=source.spec, config=config if Path(output).is_file() else None)
     same = there.layout == layout and io.architecture(there.config) == io.architecture(written)
     if same:

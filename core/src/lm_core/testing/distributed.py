@@ -156,6 +156,7 @@ class ParallelContract:
             self.compare(one, expected, partition, rank)
 
     @pytest.mark.distributed
+    @pytest.mark.slow
     def test_every_sum_of_a_step_is_foretold(
         self, counted: str, job: dict[str, list[Found]]
     ) -> None:
