@@ -324,3 +324,24 @@ def test_the_section_in_the_repository_is_that_of_the_code(bench, scaling):
     results = json.loads((BENCH / "results.json").read_text())
     inside = text.partition(report.BEGIN_SCALING)[2].partition(report.END_SCALING)[0]
     assert inside.strip() == scaling.section(results).strip()
+
+
+def test_who_computes_something_else_is_found(bench):
+    """One near tie among eight rows is none, and neither is a first token ever."""
+    from driver import ContenderError
+    from prompts import check_agreement
+
+    def answers(*changes: tuple[int, int]) -> dict:
+        other = [[row, 1, 2, 3, 4] for row in range(8)]
+        for row, place in changes:
+            other[row][place] = 99
+        same = [[row, 1, 2, 3, 5] for row in range(8)]
+        return {"lm": {"tokens": same}, "peer": {"tokens": other}}
+
+    check_agreement(answers())
+    check_agreement(answers((5, 1)))
+    for wrong in ([(5, 1), (6, 3)], [(5, 0)]):
+        with pytest.raises(ContenderError, match="different tokens"):
+            check_agreement(answers(*wrong))
+    with pytest.raises(ContenderError):  # of a single row all tokens count
+        check_agreement({name: {"tokens": a["tokens"][5:6]} for name, a in answers((5, 1)).items()})
