@@ -35,7 +35,8 @@ PEERS = (
     "with a head whose rows were normalized once: tokens and the first loss agree, but a peer "
     "that trains does not normalize the head at every step, as the original and lm do. No peer "
     "has PanGu-alpha's query layer: they get GPT-2 of as many layers and the same sizes, and "
-    "there is nothing to agree on."
+    "there is nothing to agree on. llama.cpp keeps keys and values in float16, as it does by "
+    "default, so one row in eight may part from the others."
 )
 HEAD = """\
 | what | against | ratio: median (range) | target | met | lm | they | share of read bandwidth |
