@@ -146,6 +146,7 @@ def test_dialogues(capsys, vocabulary, tmp_path, packing):
     )
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same(vocabulary, tmp_path):
     """In a process of its own: the workers import this module by name."""
     import subprocess

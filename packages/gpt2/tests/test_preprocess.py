@@ -74,6 +74,7 @@ def test_help_is_quick_and_lists_the_data_sets():
     assert "--num_splits" in preprocess("wikitext2", "--help").stdout
 
 
+@pytest.mark.slow
 def test_all_process_counts_write_the_same(wiki, vocabulary, tmp_path):
     written = []
     for number in (1, 2, 3):

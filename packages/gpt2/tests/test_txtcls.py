@@ -96,6 +96,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_resumed_is_never_stopped(make, name):
     """Dropout on, in the middle of an epoch, over a last batch that is short."""
@@ -127,6 +128,7 @@ NO_DROPOUT = dict.fromkeys(
 )
 
 
+@pytest.mark.slow
 def test_eight_at_once_are_eight_one_by_one(make):
     """Every row counts alike, in the short last batch too (19 = 8 + 8 + 3)."""
     runs = []
@@ -167,6 +169,7 @@ def by_rows(model, path: Path) -> dict[str, float]:
     return {"loss": float(np.mean(losses)), "accuracy": right / len(losses)}
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_row_once(make, labelled):
     trainer = make()
     trainer.train()
@@ -179,6 +182,7 @@ def test_evaluation_counts_every_row_once(make, labelled):
         assert found["Accuracy"]["accuracy"] == expected["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_language_model_is_made_a_classifier(make, sizes, tmp_path, caplog):
     """Fine-tuning keeps its body and says that the head is new; nothing else invents one."""
     body = tiny.model(SPEC, **body_of(sizes))
@@ -316,6 +320,7 @@ def test_it_learns_the_sentiment_of_reviews(tmp_path):
     assert [item["label"] for item in trainer.predict(texts)] == ["LABEL_1", "LABEL_0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_adapter_and_a_head_are_trained_together(make, sizes, tmp_path, alone):
     """The head is saved with the adapter; both go on, and answer, from the run's output."""
