@@ -6,6 +6,7 @@ same sizes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -68,120 +69,61 @@ class Gpt2(Known):
         return f"blk.{parts[1]}.{self.gguf_names[parts[2]]}.{kind}", turned
 
 
-class Llama(Known):
-    """Llama: linear weights are [out, in], nothing is tied."""
+class Gated(Known):
+    """RMS norms and gated feed-forward layers; linear weights are [out, in], nothing is tied."""
 
-    architecture = "llama"
     looked_up = ("model.embed_tokens.weight",)
     gguf_names = {
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
+        "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     }  # fmt: skip
 
+    @property
+    def keys(self) -> int:
+        """G, heads of keys and values."""
+        return self.heads
+
+    @property
+    def turned(self) -> int:
+        """Numbers of a head that rotary positions turn."""
+        return self.hidden // self.heads
+
+    @abstractmethod
+    def block(self) -> dict[str, Shape]:
+        """The tensors of a block but its norms and what leads out of attention and feed-forward."""
+
     def shapes(self) -> dict[str, Shape]:
-        hidden, inner, vocabulary = self.hidden, self.inner, self.vocabulary
-        found: dict[str, Shape] = {
-            "model.embed_tokens.weight": (vocabulary, hidden),
-            "model.norm.weight": (hidden,),
-            "lm_head.weight": (vocabulary, hidden),
+        hidden, norm = self.hidden, (self.hidden,)
+        table = (self.vocabulary, hidden)
+        own = {
+            **self.block(),
+            "self_attn.o_proj.weight": (hidden, hidden),
+            "mlp.down_proj.weight": (hidden, self.inner),
+            "input_layernorm.weight": norm,
+            "post_attention_layernorm.weight": norm,
         }
-        for n in range(self.layers):
-            block = f"model.layers.{n}."
-            for name in "qkvo":
-                found[f"{block}self_attn.{name}_proj.weight"] = (hidden, hidden)
-            for name in ("gate", "up"):
-                found[f"{block}mlp.{name}_proj.weight"] = (inner, hidden)
-            found[f"{block}mlp.down_proj.weight"] = (hidden, inner)
-            for name in ("input", "post_attention"):
-                found[f"{block}{name}_layernorm.weight"] = (hidden,)
-        return found
+        blocks = (f"model.layers.{n}." for n in range(self.layers))
+        found: dict[str, Shape] = {"model.embed_tokens.weight": table, "model.norm.weight": norm}
+        found |= {block + name: shape for block in blocks for name, shape in own.items()}
+        return {**found, "lm_head.weight": table}
 
     def config(self) -> dict[str, Any]:
         return {
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-            "vocab_size": self.vocabulary, "max_position_embeddings": self.positions,
-            "hidden_size": self.hidden, "intermediate_size": self.inner,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.heads, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-            "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False,
-            "bos_token_id": None, "eos_token_id": None,
-        }  # fmt: skip
-
-    def settings(self, writer: Any) -> None:
-        writer.add_head_count_kv(self.heads)
-        writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_dimension_count(self.hidden // self.heads)
-        writer.add_rope_freq_base(10000.0)
-
-    def for_gguf(self, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-        stem = name.removesuffix(".weight")
-        if stem in self.gguf_names:
-            return f"{self.gguf_names[stem]}.weight", array
-        _, _, number, part = stem.split(".", 3)
-        if part in ("self_attn.q_proj", "self_attn.k_proj"):
-            array = self._neighbours(array)
-        return f"blk.{number}.{self.gguf_names[part]}.weight", array
-
-    def _neighbours(self, array: np.ndarray) -> np.ndarray:
-        """Rows of queries or keys [N * D, H]: halves of a head are pairs here, neighbours there."""
-        halves = array.reshape(self.heads, 2, -1, self.hidden)
-        return halves.swapaxes(1, 2).reshape(array.shape)
-
-
-class Glm(Known):
-    """GLM as Hugging Face has it since GLM-4: the network is that of ChatGLM2."""
-
-    architecture = "chatglm"
-    looked_up = ("model.embed_tokens.weight",)
-    keys = 2
-    """G, heads of keys and values."""
-    gguf_names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "mlp.gate_up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
-
-    def shapes(self) -> dict[str, Shape]:
-        hidden, inner, vocabulary = self.hidden, self.inner, self.vocabulary
-        narrow = self.keys * hidden // self.heads
-        found: dict[str, Shape] = {
-            "model.embed_tokens.weight": (vocabulary, hidden),
-            "model.norm.weight": (hidden,),
-            "lm_head.weight": (vocabulary, hidden),
-        }
-        for n in range(self.layers):
-            block = f"model.layers.{n}."
-            for name, outputs in (("q", hidden), ("k", narrow), ("v", narrow)):
-                found[f"{block}self_attn.{name}_proj.weight"] = (outputs, hidden)
-                found[f"{block}self_attn.{name}_proj.bias"] = (outputs,)
-            found[f"{block}self_attn.o_proj.weight"] = (hidden, hidden)
-            found[f"{block}mlp.gate_up_proj.weight"] = (2 * inner, hidden)
-            found[f"{block}mlp.down_proj.weight"] = (hidden, inner)
-            for name in ("input", "post_attention"):
-                found[f"{block}{name}_layernorm.weight"] = (hidden,)
-        return found
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "model_type": "glm", "architectures": ["GlmForCausalLM"], "hidden_act": "silu",
-            "vocab_size": self.vocabulary, "max_position_embeddings": self.positions,
-            "hidden_size": self.hidden, "intermediate_size": self.inner,
-            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.keys, "head_dim": self.hidden // self.heads,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
-            "attention_bias": True, "tie_word_embeddings": False,
-            "bos_token_id": None, "eos_token_id": [], "pad_token_id": None,
+            "hidden_act": "silu", "vocab_size": self.vocabulary,
+            "max_position_embeddings": self.positions, "hidden_size": self.hidden,
+            "intermediate_size": self.inner, "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.keys,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+            "bos_token_id": None,
         }  # fmt: skip
 
     def settings(self, writer: Any) -> None:
         writer.add_head_count_kv(self.keys)
         writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_dimension_count(self.hidden // self.heads // 2)
+        writer.add_rope_dimension_count(self.turned)
         writer.add_rope_freq_base(10000.0)
 
     def for_gguf(self, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
@@ -190,6 +132,58 @@ class Glm(Known):
             return f"{self.gguf_names[stem]}.{kind}", array
         _, _, number, part = stem.split(".", 3)
         return f"blk.{number}.{self.gguf_names[part]}.{kind}", array
+
+
+class Llama(Gated):
+    """Llama."""
+
+    architecture = "llama"
+
+    def block(self) -> dict[str, Shape]:
+        found = {f"self_attn.{name}_proj.weight": (self.hidden, self.hidden) for name in "qkv"}
+        gates = {f"mlp.{name}_proj.weight": (self.inner, self.hidden) for name in ("gate", "up")}
+        return {**found, **gates}
+
+    def config(self) -> dict[str, Any]:
+        own = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "eos_token_id": None}
+        return {**super().config(), **own, "attention_bias": False, "mlp_bias": False}
+
+    def for_gguf(self, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+        if name.endswith(("self_attn.q_proj.weight", "self_attn.k_proj.weight")):
+            array = self._neighbours(array)
+        return super().for_gguf(name, array)
+
+    def _neighbours(self, array: np.ndarray) -> np.ndarray:
+        """Rows of queries or keys [N * D, H]: halves of a head are pairs here, neighbours there."""
+        halves = array.reshape(self.heads, 2, -1, self.hidden)
+        return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+class Glm(Gated):
+    """GLM as Hugging Face has it since GLM-4: the network is that of ChatGLM2."""
+
+    architecture = "chatglm"
+    keys = 2
+
+    @property
+    def turned(self) -> int:
+        """Half of each head."""
+        return self.hidden // self.heads // 2
+
+    def block(self) -> dict[str, Shape]:
+        narrow = self.keys * self.hidden // self.heads
+        found: dict[str, Shape] = {"mlp.gate_up_proj.weight": (2 * self.inner, self.hidden)}
+        for name, outputs in (("q", self.hidden), ("k", narrow), ("v", narrow)):
+            found[f"self_attn.{name}_proj.weight"] = (outputs, self.hidden)
+            found[f"self_attn.{name}_proj.bias"] = (outputs,)
+        return found
+
+    def config(self) -> dict[str, Any]:
+        return {
+            **super().config(), "model_type": "glm", "architectures": ["GlmForCausalLM"],
+            "head_dim": self.hidden // self.heads, "partial_rotary_factor": 0.5,
+            "attention_bias": True, "eos_token_id": [], "pad_token_id": None,
+        }  # fmt: skip
 
 
 class ChatGlm2(Model):
